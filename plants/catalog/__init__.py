@@ -1,0 +1,43 @@
+"""The plants that come with the toolkit: each a factory of a python-control system, with a scenario."""
+
+from plants.catalog import (
+    mass_spring_damper as _mass_spring_damper,
+    measured_double_pendulum as _measured_double_pendulum,
+    measured_pendulum as _measured_pendulum,
+    pendulum as _pendulum,
+    quadruple_tank as _quadruple_tank,
+    van_der_pol as _van_der_pol,
+)
+from plants.catalog.scenario import Scenario
+
+SCENARIOS = {
+    "mass_spring_damper": _mass_spring_damper.scenario,
+    "pendulum": _pendulum.scenario,
+    "van_der_pol": _van_der_pol.scenario,
+    "quadruple_tank": _quadruple_tank.scenario,
+    "measured_pendulum": _measured_pendulum.scenario,
+    "measured_double_pendulum": _measured_double_pendulum.scenario,
+}
+"""Factories of scenarios by name."""
+
+
+def scenario(name: str) -> Scenario:
+    """Return the scenario of a catalogue plant.
+
+    Parameters
+    ----------
+    name : str
+        One of ``plants.SCENARIOS``.
+
+    Returns
+    -------
+    Scenario
+
+    Raises
+    ------
+    ValueError
+        Unknown name; the known ones are listed.
+    """
+    if name not in SCENARIOS:
+        raise ValueError(f"unknown plant {name!r}; the catalogue has {', '.join(sorted(SCENARIOS))}")
+    return SCENARIOS[name]()

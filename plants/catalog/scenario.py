@@ -1,0 +1,64 @@
+"""What a plant needs to become an experiment: sample time, region, noise, excitation, angles."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import control as ct
+import xarray as xr
+
+from plants.model import StateSpaceModel, discretize
+from plants.noise import GaussianNoise
+from plants.simulate import simulate
+
+
+@dataclass(frozen=True, eq=False)
+class Scenario:
+    """A plant with the conditions under which it is observed.
+
+    Parameters
+    ----------
+    system : control.InputOutputSystem
+        The plant.
+    dt : float
+        Sample time.
+    operating_region : mapping
+        ``{label: (lower, upper)}``; starts are drawn about its centre.
+    noise : GaussianNoise
+        Process and measurement noise.
+    excitation : callable, optional
+        Input signal (:mod:`plants.signals`); None for random steps.
+    angle_states, angle_outputs : tuple of str
+        Labels of angles, in radians.
+    substeps : int
+        Integration steps per sample.
+    time_unit : str
+        Unit of time.
+    description : str
+        One line for people.
+    """
+
+    system: ct.InputOutputSystem
+    dt: float
+    operating_region: Mapping
+    noise: GaussianNoise
+    excitation: Callable | None = None
+    angle_states: tuple = ()
+    angle_outputs: tuple = ()
+    substeps: int = 1
+    time_unit: str = "s"
+    description: str = ""
+    _model: list = field(default_factory=list, repr=False)
+
+    @property
+    def model(self) -> StateSpaceModel:
+        """The sampled plant; made once."""
+        if not self._model:
+            self._model.append(discretize(self.system, self.dt, substeps=self.substeps, operating_region=self.operating_region,
+                                          angle_states=self.angle_states, angle_outputs=self.angle_outputs))
+        return self._model[0]
+
+    def simulate(self, trajectories: int, steps: int, seed: int, noise: GaussianNoise | None = None) -> xr.Dataset:
+        """Simulate under these conditions, or with other noise; see :func:`plants.simulate`."""
+        data = simulate(self.model, trajectories=trajectories, steps=steps, seed=seed, noise=noise or self.noise, inputs=self.excitation)
+        data.attrs["time_unit"] = self.time_unit
+        return data

@@ -1,0 +1,104 @@
+"""Additive process and measurement noise, Gaussian and otherwise."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from plants.arrays import as_covariance, as_tensor, covariance_factor
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianNoise:
+    """White Gaussian noise: x_{k+1} = f(x_k, u_k) + w_k, y_k = h(x_k, u_k) + v_k.
+
+    Parameters
+    ----------
+    process_cov : array_like
+        Covariance of w per step, (nstates, nstates), or variances (nstates,).
+    measurement_cov : array_like
+        Covariance of v, (noutputs, noutputs), or variances (noutputs,).
+
+    Raises
+    ------
+    ValueError
+        Not symmetric, not positive semidefinite, not finite.
+    """
+
+    process_cov: np.ndarray
+    measurement_cov: np.ndarray
+
+    def __post_init__(self):
+        for name in ("process_cov", "measurement_cov"):
+            value = as_tensor(getattr(self, name), name)
+            size = value.shape[-1] if value.ndim else 1
+            object.__setattr__(self, name, as_covariance(value, name, size))
+
+    def check_sizes(self, nstates: int, noutputs: int) -> None:
+        """Raise ValueError unless the covariances fit a plant of these sizes."""
+        for name, size, what in (("process_cov", nstates, "states"), ("measurement_cov", noutputs, "outputs")):
+            if len(getattr(self, name)) != size:
+                raise ValueError(f"{name} must be ({size}, {size}) for the plant's {size} {what}, got {getattr(self, name).shape}")
+
+    def _unit(self, rng: np.random.Generator, shape: tuple) -> np.ndarray:
+        """White noise with unit variance."""
+        return rng.standard_normal(shape)
+
+    def process(self, rng: np.random.Generator, *shape: int) -> np.ndarray:
+        """Draw process noise, (*shape, nstates)."""
+        return self._unit(rng, (*shape, len(self.process_cov))) @ covariance_factor(self.process_cov).T
+
+    def measurement(self, rng: np.random.Generator, *shape: int) -> np.ndarray:
+        """Draw measurement noise, (*shape, noutputs)."""
+        return self._unit(rng, (*shape, len(self.measurement_cov))) @ covariance_factor(self.measurement_cov).T
+
+
+@dataclass(frozen=True, eq=False)
+class OutlierNoise(GaussianNoise):
+    """Gaussian noise in which a measurement is an outlier with some probability.
+
+    ``measurement_cov`` is that of the ordinary samples. An outlier's noise is larger by a
+    factor `scale`, in all outputs of the instant together.
+
+    Parameters
+    ----------
+    process_cov, measurement_cov : array_like
+        As for :class:`GaussianNoise`.
+    probability : float
+        Share of outliers, in [0, 1].
+    scale : float
+        Standard deviation of an outlier over that of an ordinary sample.
+    """
+
+    probability: float = 0.1
+    scale: float = 10.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.probability <= 1:
+            raise ValueError(f"probability must be in [0, 1], got {self.probability}")
+        if not self.scale > 0:
+            raise ValueError(f"scale must be positive, got {self.scale}")
+
+    def measurement(self, rng: np.random.Generator, *shape: int) -> np.ndarray:
+        """Draw measurement noise, (*shape, noutputs)."""
+        outlier = rng.random(shape) < self.probability
+        return super().measurement(rng, *shape) * np.where(outlier, self.scale, 1.0)[..., None]
+
+
+@dataclass(frozen=True, eq=False)
+class BiasedNoise(GaussianNoise):
+    """Gaussian noise with a constant sensor bias.
+
+    Parameters
+    ----------
+    process_cov, measurement_cov : array_like
+        As for :class:`GaussianNoise`.
+    bias : array_like
+        (noutputs,), added to every measurement.
+    """
+
+    bias: np.ndarray = 0.0
+
+    def measurement(self, rng: np.random.Generator, *shape: int) -> np.ndarray:
+        """Draw measurement noise, (*shape, noutputs)."""
+        return super().measurement(rng, *shape) + np.asarray(self.bias, dtype=float)
