@@ -38,6 +38,6 @@ def pendulum(mass: float = 1.0, length: float = 1.0, damping: float = 0.3, gravi
 def scenario() -> Scenario:
     """Torque in random steps, swings to about 2 rad; angle measured with 0.2 rad standard deviation."""
     return Scenario(
-        pendulum(), dt=0.05, operating_region={"theta": (-2, 2), "omega": (-5, 5), "torque": (-4, 4)},
+        pendulum(), dt=0.05, operating_region={"theta": (-2, 2), "omega": (-4, 4), "torque": (-2, 2)},
         noise=GaussianNoise([0.005**2, 0.1**2], [0.2**2]), excitation=steps(1.0), angle_states=("theta",), angle_outputs=("angle",),
         description="swinging pendulum, noisy angle")

@@ -58,5 +58,5 @@ def scenario() -> Scenario:
     return Scenario(
         quadruple_tank(), dt=4.0,
         operating_region={"h1": (4, 22), "h2": (4, 22), "h3": (0.5, 4.5), "h4": (0.5, 4.5), "v1": (2, 4), "v2": (2, 4)},
-        noise=GaussianNoise([0.1**2, 0.1**2, 0.05**2, 0.05**2], [0.5**2, 0.5**2]), excitation=steps(60.0),
+        noise=GaussianNoise([0.1**2, 0.1**2, 0.03**2, 0.03**2], [0.5**2, 0.5**2]), excitation=steps(60.0),
         description="four tanks, the two lower levels measured")

@@ -1,0 +1,64 @@
+"""What every estimator is: a pure step from belief, input and measurement to an estimate."""
+
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+
+from plants.arrays import as_tensor
+from plants.model import StateSpaceModel
+
+
+class Estimate(NamedTuple):
+    """An estimate at time k; entries that an estimator does not have are None.
+
+    Attributes
+    ----------
+    predicted : torch.Tensor
+        (..., nstates), from measurements up to k-1.
+    filtered : torch.Tensor
+        (..., nstates), from measurements up to k.
+    predicted_cov, filtered_cov : torch.Tensor or None
+        (..., nstates, nstates).
+    """
+
+    predicted: torch.Tensor
+    filtered: torch.Tensor | None = None
+    predicted_cov: torch.Tensor | None = None
+    filtered_cov: torch.Tensor | None = None
+
+
+@runtime_checkable
+class Estimator(Protocol):
+    """The protocol of filters and observers; online and offline are one code path."""
+
+    model: StateSpaceModel
+
+    def init(self, x0, P0=None) -> Any:
+        """Start from the predicted state `x0` (..., nstates); `P0` is ignored where there is no covariance."""
+
+    def step(self, state, u, y) -> tuple[Any, Estimate]:
+        """Use u and y of instant k; return the belief for k+1 and the estimate at k. Changes nothing in place."""
+
+    def estimate_sequence(self, state, u: torch.Tensor, y: torch.Tensor) -> Estimate:
+        """Estimate a record: u (..., time, ninputs), y (..., time, noutputs) to (..., time, nstates)."""
+
+
+def check_measurement(model: StateSpaceModel, u, y) -> tuple[torch.Tensor, torch.Tensor]:
+    """Validate one instant's (or a record's) input and measurement; NaN is allowed in y only."""
+    if u is None and model.ninputs:
+        raise ValueError(f"u is missing: the plant has the inputs {list(model.input_labels)}")
+    y = as_tensor(y, "y", model.noutputs, finite=False)
+    if bool(torch.isinf(y).any()):
+        raise ValueError("y holds infinite values: use NaN for what was not measured")
+    u = y.new_zeros(*y.shape[:-1], 0) if u is None else as_tensor(u, "u", model.ninputs)
+    return u, y
+
+
+def stack_steps(estimator: Estimator, state, u: torch.Tensor, y: torch.Tensor, progress=lambda steps: steps) -> Estimate:
+    """Run `step` along the time axis and stack the estimates."""
+    estimates = []
+    for k in progress(range(y.shape[-2])):
+        state, estimate = estimator.step(state, u[..., k, :], y[..., k, :])
+        estimates.append(estimate)
+    axes = (-2, -2, -3, -3)
+    return Estimate(*(None if parts[0] is None else torch.stack(parts, dim=axis) for parts, axis in zip(zip(*estimates, strict=True), axes, strict=True)))

@@ -1,0 +1,164 @@
+"""What KF, EKF and UKF have in common: noise, start, step."""
+
+import copy
+from typing import NamedTuple
+
+import torch
+
+from estimators.base import Estimate, check_measurement, stack_steps
+from plants.angles import wrap
+from plants.arrays import as_covariance, as_tensor, covariance_factor
+from plants.model import StateSpaceModel
+from plants.noise import GaussianNoise
+
+
+class GaussianState(NamedTuple):
+    """Belief of a Gaussian filter.
+
+    Attributes
+    ----------
+    mean : torch.Tensor
+        (..., nstates).
+    factor : torch.Tensor
+        (..., nstates, nstates), cov = factor factor'.
+    time : float
+        Time of the belief, passed to time-varying plants.
+    """
+
+    mean: torch.Tensor
+    factor: torch.Tensor
+    time: float = 0.0
+
+    @property
+    def cov(self) -> torch.Tensor:
+        """Covariance, (..., nstates, nstates), exactly symmetric."""
+        product = self.factor @ self.factor.mT
+        return (product + product.mT) / 2
+
+
+class GaussianFilter:
+    """Base of the Gaussian filters; subclasses say how a mean and a factor go through f and h.
+
+    Parameters
+    ----------
+    model : StateSpaceModel
+        The plant.
+    noise : GaussianNoise, optional
+        Process and measurement covariances.
+    Q, R : array_like, optional
+        The same as matrices, (nstates, nstates) and (noutputs, noutputs), instead of `noise`.
+
+    Raises
+    ------
+    TypeError
+        `model` is not a StateSpaceModel.
+    ValueError
+        Neither or both ways of giving the noise; covariances that are not symmetric positive
+        semidefinite of the plant's size (a sequence of matrices is refused, not truncated).
+    """
+
+    def __init__(self, model: StateSpaceModel, noise: GaussianNoise | None = None, *, Q=None, R=None):
+        if not isinstance(model, StateSpaceModel):
+            raise TypeError(f"model must be a StateSpaceModel as plants.discretize returns, got {type(model).__name__}")
+        if (noise is None) == (Q is None and R is None) or (noise is None and (Q is None or R is None)):
+            raise ValueError("give either noise=GaussianNoise(...) or both Q= and R=")
+        if noise is None:
+            noise = GaussianNoise(as_covariance(Q, "Q", model.nstates), as_covariance(R, "R", model.noutputs))
+        noise.check_sizes(model.nstates, model.noutputs)
+        self.model = model
+        self._set_noise(noise)
+
+    def _set_noise(self, noise: GaussianNoise) -> None:
+        self.noise = noise
+        self._set_factors(torch.from_numpy(covariance_factor(noise.process_cov)), torch.from_numpy(covariance_factor(noise.measurement_cov)))
+
+    def _set_factors(self, process: torch.Tensor, measurement: torch.Tensor) -> None:
+        self._process_factor, self._noise_factor = process, measurement
+        self._state_angles, self._output_angles = self.model.state_is_angle, self.model.output_is_angle
+
+    def with_factors(self, process: torch.Tensor, measurement: torch.Tensor) -> "GaussianFilter":
+        """Copy with other, possibly batched, noise factors (..., n, n); used to try many noises in one run."""
+        other = copy.copy(self)
+        other._set_factors(process, measurement)
+        return other
+
+    def init(self, x0, P0=None) -> GaussianState:
+        """Start from a predicted state.
+
+        Parameters
+        ----------
+        x0 : array_like
+            (..., nstates).
+        P0 : array_like
+            Its covariance: (nstates, nstates), (nstates,) variances or a scalar.
+
+        Returns
+        -------
+        GaussianState
+
+        Raises
+        ------
+        ValueError
+            `P0` missing or not a covariance, `x0` of the wrong shape or not finite.
+        """
+        x0 = as_tensor(x0, "x0", self.model.nstates)
+        if P0 is None:
+            raise ValueError(f"P0 is missing: {type(self).__name__} needs the covariance of the start")
+        factor = torch.from_numpy(covariance_factor(as_covariance(P0, "P0", self.model.nstates)))
+        return GaussianState(wrap(x0, self.model.state_is_angle), factor.expand(*x0.shape[:-1], *factor.shape))
+
+    def predict(self, state: GaussianState, u=None) -> GaussianState:
+        """Advance the belief by one sample under input `u` (..., ninputs)."""
+        mean, factor = self._propagate(state, u)
+        return GaussianState(wrap(mean, self._state_angles), factor, state.time + self.model.dt)
+
+    def correct(self, state: GaussianState, y, u=None) -> GaussianState:
+        """Use a measurement `y` (..., noutputs) taken under input `u` of the same instant.
+
+        Channels that are NaN were not measured; the others are used, with their share of a
+        correlated R.
+        """
+        return self.correct_with_likelihood(state, y, u)[0]
+
+    def correct_with_likelihood(self, state: GaussianState, y, u=None) -> tuple[GaussianState, torch.Tensor]:
+        """As `correct`, and the log-likelihood of the measurement, (...,)."""
+        u, y = check_measurement(self.model, u, y)
+        mean, factor, likelihood = self._correct(state, u, y)
+        return GaussianState(wrap(mean, self._state_angles), factor, state.time), likelihood
+
+    def step(self, state: GaussianState, u, y) -> tuple[GaussianState, Estimate]:
+        """Correct with u and y of instant k, then predict to k+1.
+
+        Parameters
+        ----------
+        state : GaussianState
+            Belief about x_k from measurements up to k-1.
+        u : array_like or None
+            (..., ninputs), None for a plant without inputs.
+        y : array_like
+            (..., noutputs); NaN where not measured.
+
+        Returns
+        -------
+        state : GaussianState
+            Belief about x_{k+1}.
+        estimate : Estimate
+            At k, predicted and filtered, with covariances.
+        """
+        filtered = self.correct(state, y, u)
+        return self.predict(filtered, u), Estimate(state.mean, filtered.mean, state.cov, filtered.cov)
+
+    def estimate_sequence(self, state: GaussianState, u: torch.Tensor, y: torch.Tensor, progress=lambda steps: steps) -> Estimate:
+        """Filter a record: u (..., time, ninputs), y (..., time, noutputs)."""
+        return stack_steps(self, state, u, y, progress)
+
+    def tune(self, dataset, **settings):
+        """Fit the noise covariances to data by maximum likelihood; see :func:`estimators.gaussian.tuning.tune`."""
+        from estimators.gaussian.tuning import tune  # tuning is above this module: it runs filters
+        return tune(self, dataset, **settings)
+
+    def _propagate(self, state, u):
+        raise NotImplementedError
+
+    def _correct(self, state, u, y):
+        raise NotImplementedError

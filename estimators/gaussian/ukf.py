@@ -1,0 +1,82 @@
+"""Unscented Kalman filter."""
+
+import math
+
+import torch
+
+from estimators.gaussian.filter import GaussianFilter
+from estimators.gaussian.update import correct, triangular_factor
+from plants.angles import wrap
+from plants.model import StateSpaceModel
+from plants.noise import GaussianNoise
+
+
+class UnscentedKalmanFilter(GaussianFilter):
+    """UKF with scaled sigma points (van der Merwe, 2004), square-root form, float64.
+
+    The 2n+1 points are drawn anew after the process noise has been added. Deviations are taken
+    from the central point: with d_i = Y_i - Y_0 and delta = mean - Y_0 the covariance of the
+    unscented transform is sum W_i d_i d_i' + (beta - alpha^2) delta delta', a sum without
+    negative weights, so that a factor comes straight out of a QR decomposition and declared
+    angles need no special mean.
+
+    Parameters
+    ----------
+    model : StateSpaceModel
+        The plant.
+    noise : GaussianNoise, optional
+        Process and measurement covariances.
+    Q, R : array_like, optional
+        The same as matrices instead of `noise`.
+    alpha : float
+        Spread of the points, in (0, 1].
+    beta : float
+        Prior knowledge of the distribution, 2 for a Gaussian; at least alpha^2.
+    kappa : float
+        Secondary spread; nstates + kappa must be positive.
+
+    Raises
+    ------
+    ValueError
+        Parameters outside these ranges, or as for the noise.
+    """
+
+    def __init__(self, model: StateSpaceModel, noise: GaussianNoise | None = None, *, Q=None, R=None,
+                 alpha: float = 1.0, beta: float = 2.0, kappa: float = 0.0):
+        super().__init__(model, noise, Q=Q, R=R)
+        if not 0 < alpha <= 1:
+            raise ValueError(f"alpha must be in (0, 1], got {alpha}")
+        if not beta >= alpha**2:
+            raise ValueError(f"beta must be at least alpha^2 = {alpha**2:g}, got {beta}")
+        if not model.nstates + kappa > 0:
+            raise ValueError(f"kappa must be above -{model.nstates}, got {kappa}")
+        self._spread = alpha * math.sqrt(model.nstates + kappa)
+        self._weight = 1 / (2 * self._spread**2)
+        self._central = math.sqrt(beta - alpha**2)
+
+    def _points(self, state):
+        steps = self._spread * state.factor.mT
+        return torch.cat([state.mean[..., None, :], state.mean[..., None, :] + steps, state.mean[..., None, :] - steps], dim=-2)
+
+    def _transform(self, values, is_angle):
+        """Mean (..., n) and deviation columns (..., n, 2 nx + 1) of the propagated points."""
+        deviations = wrap(values[..., 1:, :] - values[..., :1, :], is_angle)
+        shift = self._weight * deviations.sum(dim=-2)
+        columns = torch.cat([math.sqrt(self._weight) * deviations, self._central * shift[..., None, :]], dim=-2).mT
+        return values[..., 0, :] + shift, columns
+
+    def _propagate(self, state, u):
+        inputs = None if u is None else _for_points(u)
+        mean, columns = self._transform(self.model.step(self._points(state), inputs, state.time), self._state_angles)
+        process = self._process_factor.expand(*columns.shape[:-2], *self._process_factor.shape[-2:])
+        return mean, triangular_factor(torch.cat([columns, process], dim=-1))
+
+    def _correct(self, state, u, y):
+        expected, output_rows = self._transform(self.model.output(self._points(state), _for_points(u), state.time), self._output_angles)
+        half = self._spread * math.sqrt(self._weight) * state.factor
+        state_rows = torch.cat([half, -half, torch.zeros_like(half[..., :1])], dim=-1)
+        return correct(state.mean, wrap(y - expected, self._output_angles), output_rows, state_rows, self._noise_factor)
+
+
+def _for_points(u):
+    return torch.as_tensor(u, dtype=torch.float64)[..., None, :]

@@ -1,0 +1,86 @@
+"""The arithmetic all Gaussian filters share: covariance factors, combined by QR.
+
+A covariance P is carried as a factor S with P = S S', so it is symmetric and positive
+semidefinite whatever the rounding, and half the digits of a badly scaled P are not lost.
+"""
+
+import math
+
+import torch
+
+
+def triangular_factor(wide: torch.Tensor) -> torch.Tensor:
+    """Lower-triangular L with L L' = W W' for a wide W.
+
+    Parameters
+    ----------
+    wide : torch.Tensor
+        (..., n, m), m >= n.
+
+    Returns
+    -------
+    torch.Tensor
+        (..., n, n).
+    """
+    return torch.linalg.qr(wide.mT, mode="r")[1].mT
+
+
+def correct(mean: torch.Tensor, innovation: torch.Tensor, output_rows: torch.Tensor, state_rows: torch.Tensor,
+            noise_factor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Kalman correction in array form.
+
+    With joint factor [[R^(1/2), Ny], [0, Nx]] of (output, state), where Ny Ny' is the output
+    covariance without noise, Nx Nx' the state covariance and Nx Ny' their cross covariance,
+    triangularisation gives [[S_y, 0], [K S_y, S+]] (Kailath, Sayed and Hassibi, Linear
+    Estimation, ch. 12).
+
+    Parameters
+    ----------
+    mean : torch.Tensor
+        (..., nx) predicted mean.
+    innovation : torch.Tensor
+        (..., ny) measurement minus prediction; NaN in channels that were not measured.
+    output_rows, state_rows : torch.Tensor
+        Ny (..., ny, m) and Nx (..., nx, m), m >= nx.
+    noise_factor : torch.Tensor
+        R^(1/2), (..., ny, ny).
+
+    Returns
+    -------
+    mean : torch.Tensor
+        (..., nx).
+    factor : torch.Tensor
+        (..., nx, nx), lower triangular.
+    log_likelihood : torch.Tensor
+        (...,), of the measured channels.
+
+    Raises
+    ------
+    ValueError
+        The innovation covariance is singular.
+    """
+    ny, nx = innovation.shape[-1], mean.shape[-1]
+    missing = torch.isnan(innovation)
+    lead = torch.broadcast_shapes(innovation.shape[:-1], output_rows.shape[:-2], noise_factor.shape[:-2], state_rows.shape[:-2])
+    noise_rows = noise_factor.expand(*lead, ny, ny)
+    output_rows = output_rows.expand(*lead, *output_rows.shape[-2:])
+    state_rows = state_rows.expand(*lead, *state_rows.shape[-2:])
+    if bool(missing.any()):
+        # a missing channel becomes an independent unit-variance one with zero innovation: exactly
+        # the same as deleting its rows of H and its rows and columns of R
+        present = (~missing).to(mean.dtype)[..., None]
+        filler = torch.diag_embed(missing.to(mean.dtype)).expand(*lead, ny, ny)
+        noise_rows = torch.cat([noise_rows * present, filler], dim=-1)
+        output_rows = output_rows * present
+        innovation = torch.where(missing, torch.zeros_like(innovation), innovation)
+    zeros = state_rows.new_zeros(*lead, nx, noise_rows.shape[-1])
+    array = torch.cat([torch.cat([noise_rows, output_rows], dim=-1), torch.cat([zeros, state_rows], dim=-1)], dim=-2)
+    joint = triangular_factor(array)
+    root, gain_root, factor = joint[..., :ny, :ny], joint[..., ny:, :ny], joint[..., ny:, ny:]
+    pivots = root.diagonal(dim1=-2, dim2=-1).abs()
+    if bool((pivots == 0).any()):
+        raise ValueError("the innovation covariance is singular: a noise-free measurement (R = 0) repeats what is known exactly; give R a positive variance")
+    whitened = torch.linalg.solve_triangular(root, innovation.expand(*lead, ny)[..., None], upper=False)
+    count = (~missing).sum(dim=-1)
+    log_likelihood = -0.5 * whitened.square().sum(dim=(-2, -1)) - pivots.log().sum(dim=-1) - 0.5 * math.log(2 * math.pi) * count
+    return mean + (gain_root @ whitened)[..., 0], factor, log_likelihood

@@ -1,0 +1,138 @@
+"""Networks with a prescribed Lipschitz bound, from sandwich layers (Wang and Manchester, ICML 2023)."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+EPS = torch.finfo(torch.float32).eps
+"""Regularisation of norms and of H, as in the published implementation, in every dtype."""
+
+ACTIVATIONS = {"relu": torch.relu, "tanh": torch.tanh}
+"""Monotone activations with slope in [0, 1]."""
+
+
+class SandwichMatrices(NamedTuple):
+    """Explicit form of one layer: sqrt(2) A' Psi sigma(sqrt(2) Psi^-1 B h + b), or B h + b where linear.
+
+    Attributes
+    ----------
+    A_T : torch.Tensor
+        A', (n, n), with A A' + B B' = I.
+    B : torch.Tensor
+        (n, m).
+    psi : torch.Tensor
+        Diagonal of Psi, (n,).
+    b : torch.Tensor
+        (n,).
+    """
+
+    A_T: torch.Tensor
+    B: torch.Tensor
+    psi: torch.Tensor
+    b: torch.Tensor
+
+    @property
+    def inward(self) -> torch.Tensor:
+        """sqrt(2) Psi^-1 B."""
+        return math.sqrt(2) * self.B / self.psi[:, None]
+
+    @property
+    def outward(self) -> torch.Tensor:
+        """sqrt(2) A' Psi."""
+        return math.sqrt(2) * self.A_T * self.psi
+
+
+def frobenius_norm(matrix: torch.Tensor) -> torch.Tensor:
+    """Frobenius norm, sqrt(sum of squares + EPS), differentiable at zero."""
+    return torch.sqrt(matrix.square().sum() + EPS)
+
+
+class Sandwich(nn.Module):
+    """Free parameters of one 1-Lipschitz layer.
+
+    Parameters
+    ----------
+    inputs, outputs : int
+        Sizes m and n.
+    generator : torch.Generator, optional
+        For the random start.
+    dtype : torch.dtype
+        Of the parameters.
+    """
+
+    def __init__(self, inputs: int, outputs: int, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32):
+        super().__init__()
+        xy = torch.randn(inputs + outputs, outputs, generator=generator, dtype=dtype) / math.sqrt(max(outputs, 1))
+        self.XY = nn.Parameter(xy)
+        self.a = nn.Parameter(frobenius_norm(xy).reshape(1))
+        self.d = nn.Parameter(torch.zeros(outputs, dtype=dtype))
+        self.b = nn.Parameter(torch.zeros(outputs, dtype=dtype))
+
+    def explicit(self, dtype: torch.dtype | None = None) -> SandwichMatrices:
+        """Map the free parameters to matrices (Cayley transform), in `dtype` arithmetic."""
+        XY, a, d, b = (p.to(dtype or p.dtype) for p in (self.XY, self.a, self.d, self.b))
+        n = XY.shape[1]
+        W = a * XY / frobenius_norm(XY)
+        U, V = W[:n], W[n:]
+        Z = U - U.mT + V.mT @ V
+        identity = torch.eye(n, dtype=XY.dtype, device=XY.device)
+        solved = torch.linalg.solve(identity + Z, torch.cat([identity - Z, -2 * V.mT], dim=1))
+        # -2 V (I+Z)^-1 is the transpose of (I+Z')^-1 (-2 V'); I-Z and (I+Z)^-1 commute
+        B = torch.linalg.solve((identity + Z).mT, -2 * V.mT)
+        return SandwichMatrices(solved[:, :n], B, torch.exp(torch.clamp(d, -20, 20)), b)
+
+
+class LipschitzNetwork(nn.Module):
+    """Feedforward network with a prescribed Lipschitz bound (LBDN).
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        Widths, input first, output last; at least two.
+    bound : float
+        Lipschitz constant in the Euclidean norm.
+    activation : {'relu', 'tanh'}
+        Of the hidden layers.
+    linear_output : bool
+        True: the last layer is h -> B h + b. False: it keeps the activation, as the published
+        implementation does.
+    generator : torch.Generator, optional
+        For the random start.
+    dtype : torch.dtype
+        Of the parameters.
+
+    Raises
+    ------
+    ValueError
+        Sizes, bound or activation out of range.
+    """
+
+    def __init__(self, sizes: Sequence[int], bound: float = 1.0, *, activation: str = "relu", linear_output: bool = True,
+                 generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32):
+        super().__init__()
+        if len(sizes) < 2 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sizes):
+            raise ValueError(f"sizes must be at least two positive integers, got {sizes!r}")
+        if not 0 < bound < math.inf:
+            raise ValueError(f"bound must be positive and finite, got {bound!r}")
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {activation!r}")
+        self.sizes, self.bound, self.activation, self.linear_output = tuple(sizes), float(bound), activation, linear_output
+        self.layers = nn.ModuleList(Sandwich(m, n, generator, dtype) for m, n in zip(sizes[:-1], sizes[1:], strict=True))
+
+    def explicit(self, dtype: torch.dtype | None = None) -> tuple[SandwichMatrices, ...]:
+        """Matrices of every layer."""
+        return tuple(layer.explicit(dtype) for layer in self.layers)
+
+    def forward(self, u: torch.Tensor) -> torch.Tensor:
+        """Evaluate: u (..., sizes[0]) to (..., sizes[-1])."""
+        sigma, gain = ACTIVATIONS[self.activation], math.sqrt(self.bound)
+        h = gain * u
+        for index, layer in enumerate(self.explicit()):
+            if self.linear_output and index == len(self.layers) - 1:
+                h = h @ layer.B.mT + layer.b
+            else:
+                h = sigma(h @ layer.inward.mT + layer.b) @ layer.outward.mT
+        return gain * h
