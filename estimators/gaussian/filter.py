@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 
 from estimators.base import Estimate, check_measurement, stack_steps
+from estimators.gaussian.tuning import TuneResult, tune
 from plants.angles import wrap
 from plants.arrays import as_covariance, as_tensor, covariance_factor
 from plants.model import StateSpaceModel
@@ -152,9 +153,8 @@ class GaussianFilter:
         """Filter a record: u (..., time, ninputs), y (..., time, noutputs)."""
         return stack_steps(self, state, u, y, progress)
 
-    def tune(self, dataset, **settings):
+    def tune(self, dataset, **settings) -> TuneResult:
         """Fit the noise covariances to data by maximum likelihood; see :func:`estimators.gaussian.tuning.tune`."""
-        from estimators.gaussian.tuning import tune  # tuning is above this module: it runs filters
         return tune(self, dataset, **settings)
 
     def _propagate(self, state, u):

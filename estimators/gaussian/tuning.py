@@ -7,8 +7,7 @@ import scipy.optimize
 import torch
 import xarray as xr
 
-from estimators.gaussian.filter import GaussianFilter
-from plants.arrays import as_covariance
+from plants.arrays import as_covariance, covariance_factor
 from plants.noise import GaussianNoise
 from plants.schema import to_tensors, validate
 
@@ -37,7 +36,7 @@ class TuneResult(NamedTuple):
     evaluations: int
 
 
-def tune(estimator: GaussianFilter, dataset: xr.Dataset, *, trajectories: int = 32, steps: int = 150, P0=None) -> TuneResult:
+def tune(estimator, dataset: xr.Dataset, *, trajectories: int = 32, steps: int = 150, P0=None) -> TuneResult:
     """Fit Q and R by maximum likelihood of the innovations.
 
     Every state's process noise and every output's measurement noise gets a factor of its own
@@ -46,7 +45,7 @@ def tune(estimator: GaussianFilter, dataset: xr.Dataset, *, trajectories: int = 
 
     Parameters
     ----------
-    estimator : GaussianFilter
+    estimator : KalmanFilter, ExtendedKalmanFilter or UnscentedKalmanFilter
         Its noise is the starting guess, and is replaced by the result.
     dataset : xarray.Dataset
         Trajectories of the filter's plant. Long ones are cut into pieces of `steps` samples where
@@ -79,7 +78,6 @@ def tune(estimator: GaussianFilter, dataset: xr.Dataset, *, trajectories: int = 
 
     u, y = cut(u), cut(y)
     if x is not None:  # an unbiased start: the truth, off by a draw from P0
-        from plants.arrays import covariance_factor
         offset = np.random.default_rng(0).standard_normal((len(y), model.nstates)) @ covariance_factor(P0).T
         start = cut(x)[:, 0] + torch.from_numpy(offset)
     elif "initial_mean" in dataset:

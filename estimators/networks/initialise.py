@@ -7,8 +7,8 @@ import torch
 from estimators.networks.lipschitz import EPS, frobenius_norm
 from estimators.networks.r2dn import R2DN
 
-FEEDBACK_SHARE = 0.05
-"""Share of the metric that the start leaves to the random network's input weight C1."""
+FEEDBACK_SHARE = 0.3
+"""Share of the metric that a linear start leaves to the network's input weight C1."""
 
 
 def long_memory(network: R2DN, generator: torch.Generator | None = None) -> None:
@@ -27,8 +27,8 @@ def long_memory(network: R2DN, generator: torch.Generator | None = None) -> None
 def from_linear(network: R2DN, A: np.ndarray, B2: np.ndarray, bx: np.ndarray) -> None:
     """Set the parameters, in place, so that the network is x+ = A x + B2 u + bx (mathematics.md, 6).
 
-    The feedback path starts with B1 = 0 and a small C1, kept from the random start so that
-    gradients reach every layer.
+    The feedback path starts with B1 = 0 and a random C1 of norm 1, so that gradients reach every
+    layer.
 
     Parameters
     ----------
@@ -49,14 +49,13 @@ def from_linear(network: R2DN, A: np.ndarray, B2: np.ndarray, bx: np.ndarray) ->
     if radius >= alpha:
         raise ValueError(f"the linear observer contracts at {radius:.4g} a step, slower than the contraction rate {alpha:g} asked for")
     P = scipy.linalg.solve_discrete_lyapunov((A / alpha).T, np.eye(len(A)))
-    C1 = network.C1.detach().double().numpy()
     free = np.block([[P, A.T @ P], [P @ A, alpha**2 * P]]) / alpha**2
     smallest = np.linalg.eigvalsh(free)[0]
-    size = max(np.linalg.norm(C1, 2) ** 2, 1e-12)
-    H = torch.from_numpy(free * (size / (FEEDBACK_SHARE * smallest)))  # any multiple of P is as good a metric
+    H = torch.from_numpy(free / (FEEDBACK_SHARE * smallest))  # any multiple of P is as good a metric
     with torch.no_grad():
         network.B1.zero_()
         network.Y.zero_()
+        network.C1.div_(torch.linalg.matrix_norm(network.C1, 2))
         network.B2.copy_(torch.from_numpy(B2))
         network.bx.copy_(torch.from_numpy(bx))
         _set_X(network, H)

@@ -1,0 +1,427 @@
+"""The trained observer: an R2DN that sees the plant's input and measurement and tracks its state."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import xarray as xr
+
+from estimators.base import Estimate, check_measurement
+from estimators.files import load_safetensors, save_safetensors
+from estimators.gaussian.kalman import steady_state
+from estimators.networks.initialise import from_linear
+from estimators.networks.r2dn import R2DN, CollapsedR2DN, R2DNMatrices
+from estimators.training import FitResult, fit
+from plants.angles import wrap
+from plants.arrays import as_covariance, as_tensor
+from plants.model import StateSpaceModel
+from plants.schema import to_tensors, validate
+
+FORMAT = "contracting-observers R2DNObserver 1"
+
+
+@dataclass(frozen=True, eq=False)
+class Scaling:
+    """Affine map between the plant's units and the observer's own coordinates (value - centre) / scale.
+
+    Attributes
+    ----------
+    state_centre, state_scale : torch.Tensor
+        (nstates,), float64.
+    input_centre, input_scale : torch.Tensor
+        (ninputs + noutputs,), float64: plant inputs, then measurements.
+    """
+
+    state_centre: torch.Tensor
+    state_scale: torch.Tensor
+    input_centre: torch.Tensor
+    input_scale: torch.Tensor
+
+
+class ObserverState(NamedTuple):
+    """Belief of an observer.
+
+    Attributes
+    ----------
+    z : torch.Tensor
+        (..., nstates), internal state, in the observer's coordinates.
+    predicted : torch.Tensor
+        (..., nstates), predicted estimate, in the observer's coordinates.
+    held : torch.Tensor
+        (..., noutputs), the last measurement of each channel used where a
+        sample is missing; NaN before the first.
+    matrices : CollapsedR2DN
+        The network, mapped once.
+    """
+
+    z: torch.Tensor
+    predicted: torch.Tensor
+    held: torch.Tensor
+    matrices: CollapsedR2DN
+
+
+class R2DNObserver:
+    """Contracting observer xh_{k+1} = f_o(xh_k, u_k, y_k), trained on trajectories of the plant.
+
+    An R2DN in the plant's own state coordinates (scaled), whose input is (u, y). Its state is the
+    predicted estimate; its output, linear in state, network signal and input, is the filtered
+    estimate, so y_k is used without weakening the certificate. For every value of the parameters
+    two runs on the same data approach each other at the contraction rate, in the certified
+    metric. It starts as the stationary Kalman predictor of the plant linearised at the mean of
+    the data (mathematics.md, 6), and training improves on that.
+
+    Missing measurements (NaN) are replaced by the channel's last value, before the first by its
+    mean in the training data; declared angles are unwrapped along time. Both depend on the
+    data only, so the certificate holds as it stands.
+
+    Parameters
+    ----------
+    model : StateSpaceModel
+        The plant.
+    nfeedback : int
+        Width of the signals around the network.
+    hidden : sequence of int
+        Widths of its hidden layers.
+    contraction_rate : float
+        Designed rate, in (0, 1].
+    activation : {'relu', 'tanh'}
+        Of the network.
+    initialisation : {'kalman', 'random'}
+        Start of the parameters; 'random' is the published one.
+    seed : int
+        Of the random part of the start.
+
+    Raises
+    ------
+    TypeError
+        `model` is not a StateSpaceModel.
+    ValueError
+        A size or rate out of range.
+    """
+
+    def __init__(self, model: StateSpaceModel, *, nfeedback: int = 16, hidden: Sequence[int] = (48, 48), contraction_rate: float = 0.99,
+                 activation: str = "relu", initialisation: str = "kalman", seed: int = 0):
+        if not isinstance(model, StateSpaceModel):
+            raise TypeError(f"model must be a StateSpaceModel as plants.discretize returns, got {type(model).__name__}")
+        if initialisation not in ("kalman", "random"):
+            raise ValueError(f"initialisation must be 'kalman' or 'random', got {initialisation!r}")
+        self.model, self.initialisation, self.seed = model, initialisation, int(seed)
+        self.settings = {"nfeedback": nfeedback, "hidden": list(hidden), "contraction_rate": contraction_rate, "activation": activation}
+        self.network = R2DN(model.ninputs + model.noutputs, model.nstates, 2 * model.nstates, generator=torch.Generator().manual_seed(self.seed), **self.settings)
+        self._carried = self._find_carried()
+        self.scaling: Scaling | None = None
+
+    @property
+    def contraction_rate(self) -> float:
+        """The designed rate."""
+        return self.network.contraction_rate
+
+    def initialise(self, dataset: xr.Dataset) -> None:
+        """Choose the scaling from data and set the parameters to their start.
+
+        Parameters
+        ----------
+        dataset : xarray.Dataset
+            Trajectories with true states. Noise covariances are taken from it, or from the
+            residuals of the model where it names none.
+
+        Warns
+        -----
+        UserWarning
+            The optimal Kalman predictor contracts more slowly than the designed rate; a faster
+            gain was taken.
+        """
+        validate(dataset, self.model, states=True)
+        x, u, y = to_tensors(dataset)
+        model = self.model
+        x = self.in_frame_of(x, u, y)
+        uy = torch.cat([u, wrap(y, model.output_is_angle)], dim=-1).numpy()
+        self.scaling = Scaling(*(torch.from_numpy(a) for a in (*_centre_scale(x.numpy()), *_centre_scale(uy))))
+        if self.initialisation == "random":
+            return
+        centre, inputs = self.scaling.state_centre, self.scaling.input_centre
+        A, B, C, D = (m.numpy() for m in model.linearize(centre, inputs[:model.ninputs]))
+        next_centre, output_centre = model.step(centre, inputs[:model.ninputs]).numpy(), model.output(centre, inputs[:model.ninputs]).numpy()
+        Q, R = noise_of(dataset, model)
+        s, su, sy = self.scaling.state_scale.numpy(), self.scaling.input_scale[:model.ninputs].numpy(), self.scaling.input_scale[model.ninputs:].numpy()
+        c, cy = centre.numpy(), inputs[model.ninputs:].numpy()
+        gains = steady_state(A, C, Q, R)
+        radius, wanted = _radius(A - gains.predictor_gain @ C), 0.999 * self.contraction_rate
+        if radius >= wanted:
+            gains = steady_state(A, C, Q, R, rate=wanted)
+            warnings.warn(f"the Kalman predictor contracts at {radius:.4f} a step, slower than the contraction rate {self.contraction_rate:g} asked for: "
+                          "the observer starts from a faster, noisier gain; a rate closer to 1 allows a more accurate one", UserWarning, stacklevel=2)
+        K, L = gains.filter_gain, gains.predictor_gain
+        network = self.network
+        closed, into = (A - L @ C) * s / s[:, None], np.hstack([(B - L @ D) * su, L * sy]) / s[:, None]
+        offset = (next_centre - c + L @ (cy - output_centre)) / s
+        from_linear(network, closed, into, offset)
+        filtered, filtered_into = (np.eye(len(s)) - K @ C) * s / s[:, None], np.hstack([-K @ D * su, K * sy]) / s[:, None]
+        with torch.no_grad():
+            network.C2.copy_(torch.from_numpy(np.vstack([filtered, closed])))
+            network.D22.copy_(torch.from_numpy(np.vstack([filtered_into, into])))
+            network.by.copy_(torch.from_numpy(np.concatenate([K @ (cy - output_centre) / s, offset])))
+            network.D21.zero_()
+
+    def expected_covariances(self, dataset: xr.Dataset, P0: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Error variances a Kalman filter would expect, linearised at the mean of the data.
+
+        Parameters
+        ----------
+        dataset : xarray.Dataset
+            Names the noise, or shows it.
+        P0 : numpy.ndarray
+            (nstates, nstates) start covariance in the observer's coordinates.
+        steps : int
+            How far.
+
+        Returns
+        -------
+        predicted, filtered : numpy.ndarray
+            (steps + 1, nstates) variances in the observer's coordinates.
+        stationary : numpy.ndarray
+            (nstates, nstates) predicted covariance at the end.
+        """
+        s, nu = self.scaling.state_scale.numpy(), self.model.ninputs
+        sy = self.scaling.input_scale[nu:].numpy()
+        A, _, C, _ = (m.numpy() for m in self.model.linearize(self.scaling.state_centre, self.scaling.input_centre[:nu]))
+        Q, R = noise_of(dataset, self.model)
+        A, C, Q, R = A * s / s[:, None], C * s / sy[:, None], Q / np.outer(s, s), R / np.outer(sy, sy)
+        P, predicted, filtered = P0, [], []
+        for _ in range(steps + 1):
+            gain = np.linalg.solve(C @ P @ C.T + R, C @ P).T
+            corrected = (np.eye(len(s)) - gain @ C) @ P
+            predicted.append(np.diag(P))
+            filtered.append(np.diag(corrected))
+            stationary, P = P, A @ corrected @ A.T + Q
+            P = (P + P.T) / 2
+        floor = np.diag(Q)
+        return np.maximum(predicted, floor), np.maximum(filtered, 0.1 * floor), stationary
+
+    def fit(self, train: xr.Dataset, validation: xr.Dataset | None = None, **settings) -> FitResult:
+        """Train on trajectories; see :func:`estimators.training.fit` for the settings."""
+        return fit(self, train, validation, **settings)
+
+    def explicit(self) -> R2DNMatrices:
+        """Named matrices in the observer's coordinates, float64, for the parameters as they are."""
+        self._require_scaling()
+        with torch.no_grad():
+            return self.network.explicit(torch.float64)
+
+    def init(self, x0, P0=None) -> ObserverState:
+        """Start from a predicted state.
+
+        Parameters
+        ----------
+        x0 : array_like
+            (..., nstates).
+        P0 : ignored
+            An observer carries no covariance.
+
+        Returns
+        -------
+        ObserverState
+        """
+        matrices = self.explicit().collapse()
+        x0 = wrap(as_tensor(x0, "x0", self.model.nstates), self.model.state_is_angle)
+        held = torch.full((*x0.shape[:-1], self.model.noutputs), math.nan, dtype=torch.float64)
+        z = (x0 - self.scaling.state_centre) / self.scaling.state_scale
+        return ObserverState(z, z, held, matrices)
+
+    def step(self, state: ObserverState, u, y) -> tuple[ObserverState, Estimate]:
+        """Use u and y of instant k.
+
+        Parameters
+        ----------
+        state : ObserverState
+            From `init` or the last `step`.
+        u : array_like or None
+            (..., ninputs), None for a plant without inputs.
+        y : array_like
+            (..., noutputs); NaN where not measured.
+
+        Returns
+        -------
+        state : ObserverState
+            For k+1.
+        estimate : Estimate
+            At k: predicted and filtered, no covariance.
+        """
+        u, y = check_measurement(self.model, u, y)
+        v, shift, held = self.network_input(u[..., None, :], y[..., None, :], state.held)
+        z, out = state.matrices.step(self._first_frame(state, u, y) + shift[..., 0, :], v[..., 0, :])
+        nx = self.model.nstates
+        return ObserverState(z, out[..., nx:], held, state.matrices), Estimate(self._physical(state.predicted), self._physical(out[..., :nx]))
+
+    def estimate_sequence(self, state: ObserverState, u: torch.Tensor, y: torch.Tensor) -> Estimate:
+        """Estimate a record: u (..., time, ninputs), y (..., time, noutputs), one rollout."""
+        u, y = check_measurement(self.model, u, y)
+        v, shift, _ = self.network_input(u, y, state.held)
+        lead, steps, nx = v.shape[:-2], v.shape[-2], self.model.nstates
+
+        def time_first(a):
+            return a.reshape(lead.numel(), steps, -1).transpose(0, 1).contiguous()
+
+        z = self._first_frame(state, u[..., 0, :], y[..., 0, :]) + shift[..., 0, :]
+        with torch.no_grad():
+            following = torch.cat([time_first(shift)[1:], shift.new_zeros(1, lead.numel(), nx)])
+            _, out = state.matrices.rollout(z.expand(*lead, nx).reshape(lead.numel(), nx), time_first(v), following)
+        out = out.transpose(0, 1).reshape(*lead, steps, 2 * nx)
+        predicted = torch.cat([state.predicted.expand(*lead, nx)[..., None, :], out[..., :-1, nx:]], dim=-2)
+        return Estimate(self._physical(predicted), self._physical(out[..., :nx]))
+
+    def _first_frame(self, state, u, y):
+        """Before the first measurement the state's turn is free: choose that of the measured angle."""
+        if not bool(self._carried.any() & torch.isnan(state.held).any()):
+            return state.z
+        scaling = self.scaling
+        x = state.z * scaling.state_scale + scaling.state_centre
+        return (self.in_frame_of(x, u, torch.where(torch.isnan(state.held), y, torch.full_like(y, math.nan))) - scaling.state_centre) / scaling.state_scale
+
+    def network_input(self, u: torch.Tensor, y: torch.Tensor, held: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Prepare a record for the network: fill gaps, bring angles within a turn, scale.
+
+        Parameters
+        ----------
+        u, y : torch.Tensor
+            (..., time, ninputs) and (..., time, noutputs).
+        held : torch.Tensor, optional
+            (..., noutputs), last measurement before the record; NaN or left out for none.
+
+        Returns
+        -------
+        v : torch.Tensor
+            (..., time, ninputs + noutputs), scaled.
+        shift : torch.Tensor
+            (..., time, nstates), whole turns by which the state must follow a measured angle that
+            jumps between pi and -pi, scaled; to be added before the sample is used.
+        held : torch.Tensor
+            (..., noutputs), last measurement of each channel.
+        """
+        y = wrap(y, self.model.output_is_angle)
+        held = torch.full_like(y[..., 0, :], math.nan) if held is None else held.expand_as(y[..., 0, :])
+        filled = torch.cat([held[..., None, :], y], dim=-2)
+        if bool(torch.isnan(y).any()):
+            for k in range(1, filled.shape[-2]):
+                filled[..., k, :] = torch.where(torch.isnan(filled[..., k, :]), filled[..., k - 1, :], filled[..., k, :])
+        turns = torch.round((filled[..., 1:, :] - filled[..., :-1, :]) / (2 * math.pi)).nan_to_num(0.0)
+        shift = 2 * math.pi * turns @ self._carried / self.scaling.state_scale
+        held, y = filled[..., -1, :], filled[..., 1:, :]
+        y = torch.where(torch.isnan(y), self.scaling.input_centre[self.model.ninputs:], y)
+        return (torch.cat([u.expand(*y.shape[:-1], -1), y], dim=-1) - self.scaling.input_centre) / self.scaling.input_scale, shift, held
+
+    def in_frame_of(self, x: torch.Tensor, u: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Add whole turns to the angles of states x (..., nstates) so that they go with measured angles y (..., noutputs)."""
+        if not bool(self._carried.any()):
+            return x
+        y = wrap(y, self.model.output_is_angle)
+        turns = torch.round((y - self.model.output(x, u)) / (2 * math.pi)).nan_to_num(0.0)
+        return x + 2 * math.pi * turns @ self._carried
+
+    def _find_carried(self) -> torch.Tensor:
+        """(noutputs, nstates): 1 where a turn of an angle state is a turn of an angle output."""
+        model = self.model
+        x, u = (torch.from_numpy(a) for a in model.operating_region.sample(3, seed=0))
+        carried = torch.zeros(model.noutputs, model.nstates, dtype=torch.float64)
+        for i in model.state_is_angle.nonzero().flatten().tolist():
+            turned = x.clone()
+            turned[:, i] += 2 * math.pi
+            change = (model.output(turned, u) - model.output(x, u)) / (2 * math.pi)
+            for j in model.output_is_angle.nonzero().flatten().tolist():
+                if bool(((change[:, j] - 1).abs() < 1e-9).all()):
+                    carried[j, i] = 1.0
+                    break
+        return carried
+
+    def _physical(self, z):
+        return wrap(z * self.scaling.state_scale + self.scaling.state_centre, self.model.state_is_angle)
+
+    def _require_scaling(self):
+        if self.scaling is None:
+            raise ValueError("the observer has not seen data yet, which set its scaling: call fit(train) or initialise(train) first")
+
+    def save(self, path) -> None:
+        """Write parameters and settings to a safetensors file, settings as JSON in its header.
+
+        Parameters
+        ----------
+        path : path-like
+            Written atomically.
+
+        Raises
+        ------
+        ValueError
+            The observer has not been initialised, or the place cannot be written.
+        """
+        self._require_scaling()
+        tensors = {f"network.{k}": v.detach().contiguous() for k, v in self.network.state_dict().items()}
+        tensors |= {f"scaling.{k}": v for k, v in vars(self.scaling).items()}
+        model = self.model
+        header = {"format": FORMAT, "settings": self.settings, "initialisation": self.initialisation, "seed": self.seed,
+                  "plant": {"name": model.name, "dt": model.dt, "states": model.state_labels, "inputs": model.input_labels, "outputs": model.output_labels}}
+        save_safetensors(path, tensors, header)
+
+    @classmethod
+    def load(cls, path, model: StateSpaceModel) -> "R2DNObserver":
+        """Read an observer written by `save`.
+
+        Parameters
+        ----------
+        path : path-like
+            The file.
+        model : StateSpaceModel
+            The plant it was trained for: labels and sample time must agree.
+
+        Returns
+        -------
+        R2DNObserver
+
+        Raises
+        ------
+        ValueError
+            Unreadable or foreign file, or another plant.
+        """
+        tensors, header = load_safetensors(path, FORMAT)
+        plant = header["plant"]
+        for what, stored, own in (("states", plant["states"], model.state_labels), ("inputs", plant["inputs"], model.input_labels),
+                                  ("outputs", plant["outputs"], model.output_labels), ("sample time", plant["dt"], model.dt)):
+            if (tuple(stored) if isinstance(stored, list) else stored) != own:
+                raise ValueError(f"{path} holds an observer for {plant['name']!r} with {what} {stored}, the model {model.name!r} has {own}")
+        observer = cls(model, **header["settings"], initialisation=header["initialisation"], seed=header["seed"])
+        try:
+            observer.network.load_state_dict({k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")})
+            observer.scaling = Scaling(**{k.removeprefix("scaling."): v for k, v in tensors.items() if k.startswith("scaling.")})
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
+        return observer
+
+
+def noise_of(dataset: xr.Dataset, model: StateSpaceModel) -> tuple[np.ndarray, np.ndarray]:
+    """Covariances named by a dataset, else those of the model's residuals on it."""
+    x, u, y = to_tensors(dataset)
+    if "process_cov" in dataset:
+        Q, R = dataset["process_cov"].values, dataset["measurement_cov"].values
+    else:
+        w = wrap(x[:, 1:] - model.step(x[:, :-1], u[:, :-1]), model.state_is_angle).flatten(0, 1)
+        v = wrap(y - model.output(x, u), model.output_is_angle).flatten(0, 1)
+        v = v[~torch.isnan(v).any(dim=1)]
+        Q, R = (np.atleast_2d((a.T @ a / max(len(a), 1)).numpy()) for a in (w, v))
+    # a floor, far below anything that matters, keeps the Riccati equation solvable without noise
+    state_floor, output_floor = ((1e-4 * _centre_scale(a.numpy())[1]) ** 2 for a in (x, y))
+    return as_covariance(Q + np.diag(state_floor), "process_cov", model.nstates), as_covariance(R + np.diag(output_floor), "measurement_cov", model.noutputs)
+
+
+def _centre_scale(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    flat = values.reshape(-1, values.shape[-1])
+    flat = np.where(np.isnan(flat).all(axis=0), 0.0, flat)
+    centre, scale = np.nanmean(flat, axis=0), np.nanstd(flat, axis=0)
+    # a constant channel has no scale of its own
+    return centre, np.where(scale > 1e-12 * (np.abs(centre) + np.finfo(float).tiny), scale, 1.0)
+
+
+def _radius(matrix: np.ndarray) -> float:
+    return float(np.abs(np.linalg.eigvals(matrix)).max())

@@ -1,0 +1,298 @@
+"""Training of observers on rollouts."""
+
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import xarray as xr
+from tqdm.auto import tqdm
+
+from estimators.files import load_safetensors, save_safetensors
+from plants.arrays import covariance_factor
+from plants.schema import split, to_tensors, validate
+
+CHECKPOINT_FORMAT = "contracting-observers training checkpoint 1"
+
+
+@dataclass
+class FitResult:
+    """History of a training run.
+
+    Attributes
+    ----------
+    updates : list of int
+        At which the losses were evaluated.
+    train_loss, validation_loss : list of float
+        Mean squared error over the covariance a Kalman filter would have at that time; 1 is the
+        linear optimum.
+    best_update : int
+        Whose parameters were kept.
+    wall_time : float
+        Seconds.
+    interrupted : bool
+        Stopped by Ctrl-C; the best parameters so far were kept.
+    checkpoint : str or None
+        File of the best parameters and of what is needed to resume.
+    """
+
+    updates: list = field(default_factory=list)
+    train_loss: list = field(default_factory=list)
+    validation_loss: list = field(default_factory=list)
+    best_update: int = 0
+    wall_time: float = 0.0
+    interrupted: bool = False
+    checkpoint: str | None = None
+
+
+def fit(observer, train: xr.Dataset, validation: xr.Dataset | None = None, *, updates: int = 2000, one_step_updates: int = 500, horizon: int = 100,
+        batch: int = 64, learning_rate: float = 4e-3, patience: int | None = None, seed: int = 0, checkpoint=None, resume: bool = False,
+        progress: bool = True) -> FitResult:
+    """Train an observer: first on one step, then on rollouts.
+
+    One step: from x_k plus an error drawn from the stationary Kalman covariance, with the noisy
+    y_k, to x_{k+1}. Its minimiser is the Bayes-optimal predictor for errors of that size.
+    Rollouts: windows of `horizon` samples of noisy measurements, from the start that an estimator
+    is told at the beginning of a trajectory, or from the truth plus a start error elsewhere.
+    Errors are weighted by the covariance that a Kalman filter (at the operating point) would have at
+    that time, so that transient and steady state, small and large states all count alike.
+
+    Parameters
+    ----------
+    observer : R2DNObserver
+        Trained in place; initialised from `train` if it was not.
+    train : xarray.Dataset
+        Trajectories with true states.
+    validation : xarray.Dataset, optional
+        Decides which parameters are kept. Default: the last tenth of the trajectories, or the
+        training data where there are fewer than ten.
+    updates, one_step_updates : int
+        Number of rollout and of one-step updates.
+    horizon : int
+        Samples a window.
+    batch : int
+        Windows an update.
+    learning_rate : float
+        Of Adam, annealed to zero by a cosine.
+    patience : int, optional
+        Stop after so many updates without improvement; default: never early.
+    seed : int
+        Of batches.
+    checkpoint : path-like, optional
+        Where to keep the best parameters and the state of the training, safetensors.
+    resume : bool
+        Go on from `checkpoint`.
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    FitResult
+
+    Raises
+    ------
+    ValueError
+        Data do not fit the model or lack states; settings out of range; nothing to resume.
+    FloatingPointError
+        The loss is not finite; parameters are the best before that.
+    """
+    model = observer.model
+    for name, value, least in (("updates", updates, 0), ("one_step_updates", one_step_updates, 0), ("horizon", horizon, 2), ("batch", batch, 1)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+    if updates + one_step_updates == 0:
+        raise ValueError("updates and one_step_updates are both zero: nothing to train")
+    if not learning_rate > 0:
+        raise ValueError(f"learning_rate must be positive, got {learning_rate!r}")
+    if resume and (checkpoint is None or not Path(checkpoint).exists()):
+        raise ValueError(f"nothing to resume from: checkpoint is {checkpoint!r}")
+    validate(train, model, states=True)
+    if validation is not None:
+        validate(validation, model, states=True)
+    else:
+        count = train.sizes["trajectory"]
+        train, validation = split(train, (count - count // 10, count // 10)) if count >= 10 else (train, train)
+    if train.sizes["time"] < 3:
+        raise ValueError(f"train has {train.sizes['time']} time steps, at least 3 are needed")
+    if observer.scaling is None:
+        observer.initialise(train)
+    return _Training(observer, train, validation, horizon, batch, seed).run(
+        updates, one_step_updates, learning_rate, patience, None if checkpoint is None else Path(checkpoint), resume, progress)
+
+
+class _Records:
+    """Trajectories in the observer's coordinates, time first, in the training dtype."""
+
+    def __init__(self, observer, dataset, dtype):
+        x, u, y = to_tensors(dataset)
+        scaling = observer.scaling
+        v, shift, _ = observer.network_input(u, y)
+        x = observer.in_frame_of(x, u, y)
+        self.z = ((x - scaling.state_centre) / scaling.state_scale).transpose(0, 1).to(dtype).contiguous()
+        self.v = v.transpose(0, 1).to(dtype).contiguous()
+        # the turn a state takes on its way to sample k + 1
+        self.shift = torch.cat([shift[:, 1:], shift[:, :1] * 0], dim=1).transpose(0, 1).to(dtype).contiguous() if bool(shift.any()) else None
+        mean = torch.from_numpy(dataset["initial_mean"].values) if "initial_mean" in dataset else None
+        self.told = None if mean is None else ((mean - scaling.state_centre) / scaling.state_scale).to(dtype)
+        self.steps, self.count = self.z.shape[:2]
+
+
+class _Training:
+    """One run of :func:`fit`."""
+
+    def __init__(self, observer, train, validation, horizon, batch, seed):
+        self.observer, self.network, self.batch = observer, observer.network, batch
+        parameter = next(self.network.parameters())
+        self.dtype = parameter.dtype
+        self.train, self.validation = (_Records(observer, data, self.dtype) for data in (train, validation))
+        self.horizon = min(horizon, self.train.steps - 1)
+        self.rng = np.random.default_rng(seed)
+        scale = observer.scaling.state_scale.numpy()
+        P0 = train["initial_cov"].values / np.outer(scale, scale) if "initial_cov" in train else np.diag(self.train.z.double().var(dim=(0, 1)).numpy())
+        self.start_factor = torch.from_numpy(covariance_factor(P0)).to(self.dtype)
+        longest = max(self.horizon, self.validation.steps - 1)
+        predicted, filtered, stationary = observer.expected_covariances(train, P0, longest)
+        self.predicted_weight, self.filtered_weight = (torch.from_numpy(1 / v).to(self.dtype)[:, None] for v in (predicted, filtered))
+        self.one_step_factor = torch.from_numpy(covariance_factor(stationary)).to(self.dtype)
+        turn = torch.where(observer.model.state_is_angle, 2 * np.pi / observer.scaling.state_scale, torch.inf)
+        self.turn = turn.to(self.dtype) if bool(observer.model.state_is_angle.any()) else None
+
+    def square(self, difference):
+        if self.turn is not None:
+            turns = torch.round(difference / self.turn)
+            difference = difference - torch.where(torch.isinf(self.turn), torch.zeros_like(turns), turns * self.turn.nan_to_num(posinf=0.0))
+        return difference.square()
+
+    def normal(self, *shape):
+        return torch.from_numpy(self.rng.standard_normal(shape)).to(self.dtype)
+
+    def windows(self):
+        """Draw windows: start (batch, nx), states (horizon + 1, batch, nx), inputs and shifts (horizon, batch, ...)."""
+        data = self.train
+        which = torch.from_numpy(self.rng.integers(data.count, size=self.batch))
+        first = self.rng.integers(data.steps - self.horizon, size=self.batch)
+        at_start = self.rng.random(self.batch) < 0.5
+        if data.told is not None:
+            first[at_start] = 0
+        index = torch.from_numpy(first)[None] + torch.arange(self.horizon + 1)[:, None]
+        z, v = data.z[index, which], data.v[index[:-1], which]
+        shift = None if data.shift is None else data.shift[index[:-1], which]
+        start = z[0] + self.normal(self.batch, z.shape[-1]) @ self.start_factor.T
+        if data.told is not None:
+            start = torch.where(torch.from_numpy(at_start)[:, None], data.told, start)
+        return start, z, v, shift
+
+    def rollout_loss(self, start, z, v, shift):
+        nx, steps = z.shape[-1], len(v)
+        _, out = self.network.explicit().collapse().rollout(start, v, shift)
+        return self.loss(out[..., nx:], z[1:], self.predicted_weight[1:steps + 1], out[..., :nx], z[:-1], self.filtered_weight[:steps])
+
+    def loss(self, predicted, after, predicted_weight, filtered, now, filtered_weight):
+        return ((self.square(predicted - after) * predicted_weight).mean() + (self.square(filtered - now) * filtered_weight).mean()) / 2
+
+    def one_step_loss(self):
+        data, size = self.train, 32 * self.batch
+        which = torch.from_numpy(self.rng.integers(data.count, size=size))
+        when = torch.from_numpy(self.rng.integers(data.steps - 1, size=size))
+        spread = torch.from_numpy(np.exp(self.rng.uniform(-0.7, 1.1, (size, 1)))).to(self.dtype)
+        now = data.z[when, which]
+        start = now + spread * (self.normal(size, now.shape[1]) @ self.one_step_factor.T)
+        state, out = self.network.explicit().collapse().step(start, data.v[when, which])
+        after, nx = data.z[when + 1, which], now.shape[1]
+        if data.shift is not None:
+            state = state + data.shift[when, which]
+        weights = self.predicted_weight[-1], self.filtered_weight[-1]
+        return (self.loss(out[:, nx:], after, weights[0], out[:, :nx], now, weights[1]) + (self.square(state - after) * weights[0]).mean()) / 2
+
+    def validation_loss(self):
+        data = self.validation
+        if data.told is None:  # a fixed wrong start, the same at every evaluation
+            error = torch.from_numpy(np.random.default_rng(0).standard_normal((data.count, data.z.shape[-1]))).to(self.dtype) @ self.start_factor.T
+            start = data.z[0] + error
+        else:
+            start = data.told.expand(data.count, -1)
+        with torch.no_grad():
+            return self.rollout_loss(start, data.z, data.v[:-1], None if data.shift is None else data.shift[:-1]).item()
+
+    def run(self, updates, one_step_updates, learning_rate, patience, checkpoint, resume, progress):
+        result = FitResult(checkpoint=None if checkpoint is None else str(checkpoint))
+        optimiser = torch.optim.Adam(self.network.parameters(), lr=learning_rate)
+        total, done = one_step_updates + updates, 0
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda k: 0.5 * (1 + np.cos(np.pi * min(k / total, 1.0))) + 1e-3)
+        best, best_loss = self._copy(), self.validation_loss()
+        if not np.isfinite(best_loss):
+            best_loss = np.inf
+        if resume:
+            best, best_loss, done = self._restore(checkpoint, optimiser, schedule, result)
+        began, recent = time.perf_counter() - result.wall_time, []
+        every = max(1, min(100, total // 20))
+        bar = tqdm(total=total, initial=done, desc="training", disable=not progress, unit="update")
+        try:
+            while done < total:
+                loss = self.one_step_loss() if done < one_step_updates else self.rollout_loss(*self.windows())
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(self.network.parameters(), 10.0)
+                optimiser.step()
+                schedule.step()
+                done += 1
+                bar.update()
+                recent.append(loss.item())
+                if done % every and done < total:
+                    continue
+                value = self.validation_loss()
+                result.updates.append(done)
+                result.train_loss.append(float(np.mean(recent)))
+                result.validation_loss.append(value)
+                bar.set_postfix(train=f"{result.train_loss[-1]:.3f}", validation=f"{value:.3f}")
+                if not np.isfinite(result.train_loss[-1]):
+                    raise FloatingPointError(f"the training loss is not finite at update {done}; the observer keeps the parameters of update {result.best_update}: "
+                                             "try a smaller learning_rate")
+                recent = []
+                if value < best_loss:
+                    best, best_loss, result.best_update = self._copy(), value, done
+                if checkpoint is not None:
+                    result.wall_time = time.perf_counter() - began
+                    self._store(checkpoint, optimiser, best, best_loss, done, result)
+                if patience is not None and done - result.best_update >= patience:
+                    break
+        except KeyboardInterrupt:
+            result.interrupted = True
+            where = f", stored in {checkpoint}" if checkpoint is not None and result.updates else ""
+            tqdm.write(f"training interrupted after {done} of {total} updates; the observer holds the best parameters, those of update {result.best_update}{where}")
+        finally:
+            bar.close()
+            self.network.load_state_dict(best)
+            result.wall_time = time.perf_counter() - began
+        return result
+
+    def _copy(self):
+        return {name: value.detach().clone() for name, value in self.network.state_dict().items()}
+
+    def _store(self, path, optimiser, best, best_loss, done, result):
+        tensors = {f"best.{k}": v for k, v in best.items()} | {f"last.{k}": v for k, v in self._copy().items()}
+        for name, parameter in self.network.named_parameters():
+            for key, value in optimiser.state[parameter].items():
+                tensors[f"adam.{name}.{key}"] = value.clone()
+        history = {k: v for k, v in asdict(result).items() if k != "interrupted"}
+        save_safetensors(path, tensors, {"format": CHECKPOINT_FORMAT, "done": done, "best_loss": best_loss, "history": history, "rng": self.rng.bit_generator.state})
+
+    def _restore(self, path, optimiser, schedule, result):
+        tensors, header = load_safetensors(path, CHECKPOINT_FORMAT)
+
+        def part(prefix):
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        try:
+            self.network.load_state_dict(part("last."))
+        except RuntimeError as error:
+            raise ValueError(f"{path} belongs to an observer of another size: {error}") from error
+        for name, parameter in self.network.named_parameters():
+            optimiser.state[parameter] = part(f"adam.{name}.")
+        for _ in range(header["done"]):
+            schedule.step()
+        self.rng.bit_generator.state = header["rng"]
+        for key, value in header["history"].items():
+            setattr(result, key, value)
+        return part("best."), header["best_loss"], header["done"]
