@@ -1,1 +1,27 @@
+"""Estimators: Gaussian filters, contracting observers, benchmarks and certificates."""
 
+from estimators.base import Estimate, Estimator
+from estimators.benchmark import benchmark
+from estimators.certificates import Certificate, certify
+from estimators.gaussian import (
+    ExtendedKalmanFilter,
+    GaussianState,
+    KalmanFilter,
+    SteadyState,
+    TuneResult,
+    UnscentedKalmanFilter,
+    steady_state,
+)
+from estimators.networks import R2DN, LipschitzNetwork, R2DNMatrices
+from estimators.observer import ObserverState, R2DNObserver
+from estimators.plotting import plot_error_decay, plot_estimates, plot_training
+from estimators.run import run
+from estimators.training import FitResult
+
+load = R2DNObserver.load
+
+__all__ = [
+    "R2DN", "Certificate", "Estimate", "Estimator", "ExtendedKalmanFilter", "FitResult", "GaussianState", "KalmanFilter", "LipschitzNetwork",
+    "ObserverState", "R2DNMatrices", "R2DNObserver", "SteadyState", "TuneResult", "UnscentedKalmanFilter", "benchmark", "certify", "load",
+    "plot_error_decay", "plot_estimates", "plot_training", "run", "steady_state",
+]

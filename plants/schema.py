@@ -233,3 +233,14 @@ def split(dataset: xr.Dataset, counts: Sequence[int]) -> list[xr.Dataset]:
         raise ValueError(f"counts {list(counts)} ask for {sum(counts)} trajectories, the dataset has {dataset.sizes['trajectory']}")
     edges = np.cumsum([0, *counts])
     return [dataset.isel(trajectory=slice(a, b)) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+
+
+def cut(dataset: xr.Dataset, steps: int) -> xr.Dataset:
+    """Cut trajectories into pieces of `steps` samples, each a trajectory of its own; a shorter rest is left out."""
+    pieces = dataset.sizes["time"] // steps
+    if pieces < 1:
+        raise ValueError(f"steps is {steps}, the trajectories have only {dataset.sizes['time']} samples")
+    parts = [dataset.isel(time=slice(i * steps, (i + 1) * steps)).assign_coords(time=dataset["time"].values[:steps] - dataset["time"].values[0]) for i in range(pieces)]
+    records = xr.concat([part[list(_DIMS.keys() & part.data_vars)] for part in parts], dim="trajectory")
+    rest = dataset.drop_vars(list(_DIMS.keys() & dataset.data_vars))
+    return records.assign({name: rest[name] for name in rest.data_vars}).assign_attrs(dataset.attrs)

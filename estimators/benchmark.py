@@ -1,0 +1,149 @@
+"""Compare estimators on the same data: predicted with predicted, filtered with filtered."""
+
+import time
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+from tqdm.auto import tqdm
+
+from estimators.base import Estimator
+from estimators.gaussian.kalman import steady_state
+from estimators.metrics import errors, nees, nrmse, rmse, settling_time
+from estimators.run import estimate_batch
+from plants.schema import to_tensors, validate
+
+KINDS = ("predicted", "filtered")
+PHASES = ("transient", "steady")
+
+
+def benchmark(estimators: Mapping[str, Estimator], dataset: xr.Dataset, *, transient: float | None = None, x0=None, P0=None,
+              progress: bool = False) -> xr.Dataset:
+    """Score estimators on trajectories with known states.
+
+    All are started from the same told state. The first `transient` units of time, in which the
+    wrong start is forgotten, are scored apart from the rest.
+
+    Parameters
+    ----------
+    estimators : mapping
+        ``{name: estimator}``, all of the same plant.
+    dataset : xarray.Dataset
+        Test trajectories with true states.
+    transient : float, optional
+        Length of the transient in units of time; default a third of the record.
+    x0, P0 : array_like, optional
+        Start told to the estimators; default from the dataset.
+    progress : bool
+        Show progress bars.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``rmse`` and ``nrmse`` (estimator, kind, phase, state), ``settling_time``, ``nees`` (mean over
+        steady state divided by nstates: 1 when the covariance is right), ``step_time`` (median
+        seconds of one streaming step of one trajectory), ``diverged`` (trajectories), ``x_hat``
+        (estimator, kind, trajectory, time, state) and, for linear plants whose noise is known,
+        ``optimum`` (kind, state), the Kalman RMSE in steady state. ``.est.summary()`` makes a table.
+
+    Raises
+    ------
+    ValueError
+        No estimators, different plants, data without states, a transient as long as the record.
+    """
+    if not estimators:
+        raise ValueError("estimators is empty: give {name: estimator}")
+    model = next(iter(estimators.values())).model
+    for name, estimator in estimators.items():
+        if (estimator.model.state_labels, estimator.model.dt) != (model.state_labels, model.dt):
+            raise ValueError(f"estimator {name!r} is for the plant {estimator.model.name!r}, the first for {model.name!r}")
+    validate(dataset, model, states=True)
+    truth, steps = dataset["x"].values, dataset.sizes["time"]
+    transient = steps * model.dt / 3 if transient is None else transient
+    first = round(transient / model.dt)
+    if not 0 < first < steps:
+        raise ValueError(f"transient must lie between 0 and the record's length {steps * model.dt:g}, got {transient:g}")
+    names, nx = list(estimators), model.nstates
+    parts = {"transient": slice(0, first), "steady": slice(first, steps)}
+    table = np.full((2, len(names), 2, 2, nx), np.nan)  # rmse and nrmse
+    x_hat = np.full((len(names), 2, *truth.shape), np.nan)
+    settling, consistency, latency = (np.full(len(names), np.nan) for _ in range(3))
+    diverged = np.zeros(len(names), dtype=int)
+    for i, name in enumerate(tqdm(names, desc="benchmark", unit="estimator", disable=not progress)):
+        estimate = estimate_batch(estimators[name], dataset, x0=x0, P0=P0, progress=progress)
+        for j, kind in enumerate(KINDS):
+            values = getattr(estimate, kind)
+            if values is None:
+                continue
+            x_hat[i, j] = values.numpy()
+            error = errors(model, x_hat[i, j], truth)
+            for k, part in enumerate(parts.values()):
+                table[:, i, j, k] = rmse(error[:, part]), nrmse(error[:, part], truth[:, part])
+        error = errors(model, x_hat[i, 0], truth)
+        diverged[i] = int((~np.isfinite(error)).any(axis=(1, 2)).sum())
+        settling[i] = settling_time(error, dataset["time"].values, table[0, i, 0, 1])
+        if estimate.predicted_cov is not None and not diverged[i]:
+            consistency[i] = nees(error[:, parts["steady"]], estimate.predicted_cov[:, parts["steady"]].numpy()).mean() / nx
+        latency[i] = _step_time(estimators[name], dataset, x0, P0)
+    dims = ("estimator", "kind", "phase", "state")
+    variables = {
+        "rmse": (dims, table[0]), "nrmse": (dims, table[1]), "settling_time": ("estimator", settling), "nees": ("estimator", consistency),
+        "step_time": ("estimator", latency), "diverged": ("estimator", diverged), "x_hat": (("estimator", "kind", "trajectory", "time", "state"), x_hat)}
+    if model.matrices is not None and "process_cov" in dataset:
+        A, _, C, _ = model.matrices
+        limit = steady_state(A, C, dataset["process_cov"].values, dataset["measurement_cov"].values)
+        variables["optimum"] = (("kind", "state"), np.sqrt([np.diag(limit.prior_cov), np.diag(limit.posterior_cov)]))
+    coordinates = {"estimator": names, "kind": list(KINDS), "phase": list(PHASES), "state": list(model.state_labels), "time": dataset["time"].values}
+    return xr.Dataset(variables, coordinates, {"plant": model.name, "dt": model.dt, "transient": first * model.dt,
+                                               "time_unit": dataset.attrs.get("time_unit", ""), "trajectories": len(truth)})
+
+
+def _step_time(estimator, dataset, x0, P0, steps: int = 60) -> float:
+    """Median seconds of one `step` for one trajectory."""
+    _, u, y = to_tensors(dataset)
+    start = torch.as_tensor(np.array(dataset["initial_mean"].values if x0 is None else x0, dtype=float))
+    start = start[0] if start.ndim == 2 else start
+    state = estimator.init(start, dataset["initial_cov"].values if P0 is None and "initial_cov" in dataset else P0)
+    taken = []
+    for k in range(min(steps, y.shape[1])):
+        began = time.perf_counter()
+        state, _ = estimator.step(state, u[0, k], y[0, k])
+        taken.append(time.perf_counter() - began)
+    return float(np.median(taken))
+
+
+@xr.register_dataset_accessor("est")
+class BenchmarkAccessor:
+    """``table.est``: views of a benchmark Dataset."""
+
+    def __init__(self, dataset: xr.Dataset):
+        self._dataset = dataset
+
+    def summary(self) -> pd.DataFrame:
+        """One row for each estimator, kind of estimate and state.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Transient and steady RMSE, steady NRMSE, ratio of the steady RMSE to the best estimator
+            of its kind and, where known, to the Kalman optimum.
+        """
+        data = self._dataset
+        if "rmse" not in data:
+            raise ValueError("this dataset is not a benchmark: it has no variable rmse")
+        rows = []
+        for kind in data["kind"].values:
+            for state in data["state"].values:
+                here = data.sel(kind=kind, state=state)
+                best = float(here["rmse"].sel(phase="steady").min())
+                for name in data["estimator"].values:
+                    one = here.sel(estimator=name)
+                    steady = float(one["rmse"].sel(phase="steady"))
+                    row = {"estimate": kind, "state": state, "estimator": name, "transient RMSE": float(one["rmse"].sel(phase="transient")),
+                           "steady RMSE": steady, "steady NRMSE": float(one["nrmse"].sel(phase="steady")), "to best": steady / best}
+                    if "optimum" in data:
+                        row["to optimum"] = steady / float(here["optimum"])
+                    rows.append(row)
+        return pd.DataFrame(rows).set_index(["estimate", "state", "estimator"]).dropna(how="all")

@@ -1,0 +1,184 @@
+"""The main job: from a plant to tuned filters, a trained observer, a table and a certificate."""
+
+import importlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import control as ct
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from estimators.benchmark import benchmark
+from estimators.certificates import Certificate, certify
+from estimators.gaussian import ExtendedKalmanFilter, UnscentedKalmanFilter
+from estimators.observer import R2DNObserver, noise_of
+from estimators.training import FitResult
+from plants import SCENARIOS, Scenario, scenario
+from plants.model import StateSpaceModel, discretize
+from plants.noise import GaussianNoise
+from plants.schema import cut, from_csv, load_dataset, split, validate
+from plants.simulate import simulate
+
+STEPS = 200
+COUNTS = {"train": 4096, "validation": 256, "test": 512}
+SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
+
+
+@dataclass
+class Comparison:
+    """What the main job produced."""
+
+    model: StateSpaceModel
+    datasets: dict[str, xr.Dataset]
+    estimators: dict
+    history: FitResult
+    table: xr.Dataset
+    certificate: Certificate
+
+
+def find_plant(name: str) -> ct.InputOutputSystem | Scenario:
+    """Look up a catalogue name, or import a user's ``module:factory`` and call it.
+
+    Parameters
+    ----------
+    name : str
+        Catalogue name, or ``module:factory``, searched in the current folder too.
+
+    Returns
+    -------
+    control.InputOutputSystem or Scenario
+
+    Raises
+    ------
+    ValueError
+        Unknown name, module or factory, a factory that raises or returns something else.
+    """
+    if ":" not in name:
+        if name not in SCENARIOS:
+            raise ValueError(f"unknown plant {name!r}: use one of {', '.join(sorted(SCENARIOS))}, or module:factory of your own")
+        return scenario(name)
+    module_name, _, factory_name = name.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        factory = getattr(importlib.import_module(module_name.removesuffix(".py")), factory_name)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"cannot import {module_name!r} (searched {Path.cwd()} and the installed packages): {error}") from error
+    except AttributeError as error:
+        raise ValueError(f"{module_name!r} has no {factory_name!r}: {error}") from error
+    try:
+        system = factory()
+    except Exception as error:
+        raise ValueError(f"{name} raised {type(error).__name__}: {error}") from error
+    if not isinstance(system, Scenario | ct.InputOutputSystem):
+        raise ValueError(f"{name} must return a python-control system or a plants.Scenario, got {type(system).__name__}")
+    return system
+
+
+def as_scenario(system: ct.InputOutputSystem | Scenario, dt: float | None, say: Callable[[str], None]) -> Scenario:
+    """Complete a bare system with stated defaults: region (-1, 1), noise in proportion to what the plant does."""
+    if isinstance(system, Scenario):
+        if dt is not None:
+            raise ValueError("--dt is for a bare python-control system; this plant comes with its own sample time")
+        return system
+    model = discretize(system, dt)
+    quiet = simulate(model, trajectories=64, steps=STEPS, seed=0)
+    spread = [np.maximum(quiet[name].values.std(axis=(0, 1)), 1e-12) for name in ("x", "y")]
+    noise = GaussianNoise((0.02 * spread[0]) ** 2, (0.1 * spread[1]) ** 2)
+    say("defaults for a bare system: starts and inputs within (-1, 1), inputs in steps of ten samples, process noise of 2 % and measurement noise "
+        "of 10 % of each signal's standard deviation; return a plants.Scenario from your factory to choose them")
+    region = model.operating_region
+    bounds = dict(zip((*model.state_labels, *model.input_labels), zip(np.concatenate([region.state_lower, region.input_lower]),
+                                                                     np.concatenate([region.state_upper, region.input_upper]), strict=True), strict=True))
+    return Scenario(system, model.dt, bounds, noise, time_unit="")
+
+
+def read_data(path, model: StateSpaceModel) -> xr.Dataset:
+    """Read the user's trajectories: netCDF of this toolkit, or CSV whose columns are ``time`` and the plant's labels."""
+    if str(path).endswith(".csv"):
+        try:
+            columns = pd.read_csv(path, nrows=0).columns
+        except (OSError, UnicodeDecodeError, ValueError) as error:
+            raise ValueError(f"cannot read {path} as CSV: {error}") from error
+
+        def same(labels):
+            return {label: label for label in labels if label in columns}
+
+        data = from_csv(path, model, time="time", outputs=same(model.output_labels), inputs=same(model.input_labels), states=same(model.state_labels))
+    else:
+        data = load_dataset(path)
+    validate(data, model, states=True)
+    return data
+
+
+def divide(data: xr.Dataset) -> dict[str, xr.Dataset]:
+    """Split by runs into training, validation and test data, in time where there are fewer than ten runs; cut into pieces."""
+    if data.sizes["trajectory"] >= 10:
+        test, validation = (max(1, round(SHARES[name] * data.sizes["trajectory"])) for name in ("test", "validation"))
+        parts = split(data, (data.sizes["trajectory"] - test - validation, validation, test))
+    else:
+        edges = np.round(np.cumsum([0, *SHARES.values()]) * data.sizes["time"]).astype(int)
+        parts = [data.isel(time=slice(a, b)) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    datasets = {name: cut(part, min(STEPS, part.sizes["time"])) for name, part in zip(SHARES, parts, strict=True)}
+    x = datasets["train"]["x"].values
+    if "initial_mean" not in data:  # all that is known of the start of a piece
+        for name, part in datasets.items():
+            datasets[name] = part.assign(initial_mean=("state", x.mean(axis=(0, 1))), initial_cov=(("state", "state_"), np.diag(x.var(axis=(0, 1)) + 1e-12)))
+    return datasets
+
+
+def compare(setting: Scenario, data: xr.Dataset | None = None, *, seed: int = 0, updates: int = 2500, progress: bool = True,
+            say: Callable[[str], None] = print) -> Comparison:
+    """Tune EKF and UKF, train an R2DN observer on the same data, compare them on test data and certify the observer.
+
+    Parameters
+    ----------
+    setting : Scenario
+        The plant and its conditions.
+    data : xarray.Dataset, optional
+        Trajectories to use instead of simulated ones.
+    seed : int
+        Of data and training.
+    updates : int
+        Rollout updates of the training.
+    progress : bool
+        Show progress bars.
+    say : callable
+        Where lines of text go.
+
+    Returns
+    -------
+    Comparison
+    """
+    model = setting.model
+    say(repr(model))
+    if data is None:
+        datasets = {name: setting.simulate(count, STEPS, seed=3 * seed + i) for i, (name, count) in enumerate(COUNTS.items())}
+        noise = setting.noise
+        say("data: simulated, " + ", ".join(f"{count} {name}" for name, count in COUNTS.items()) + f" trajectories of {STEPS} samples")
+    else:
+        datasets = divide(data)
+        noise = GaussianNoise(*noise_of(datasets["train"], model))
+        say("data: given, " + ", ".join(f"{part.sizes['trajectory']} {name}" for name, part in datasets.items()) + f" pieces of {datasets['train'].sizes['time']} samples")
+    train = datasets["train"]
+    estimators = {"EKF": ExtendedKalmanFilter(model, noise), "UKF": UnscentedKalmanFilter(model, noise)}
+    for name, estimator in estimators.items():
+        tuned = estimator.tune(train)
+        deviations = [np.sqrt(np.diag(c)) for c in (tuned.noise.process_cov, tuned.noise.measurement_cov)]
+        say(f"{name} tuned by maximum likelihood: log-likelihood {tuned.log_likelihood_before:.4f} -> {tuned.log_likelihood:.4f} a sample; "
+            f"process noise {_numbers(deviations[0])}, measurement noise {_numbers(deviations[1])} (standard deviations)")
+    observer = R2DNObserver(model, seed=seed)
+    history = observer.fit(train, datasets["validation"], updates=updates, seed=seed, progress=progress)
+    say(f"R2DN trained: {sum(p.numel() for p in observer.network.parameters())} parameters, {history.wall_time:.0f} s, kept update {history.best_update}")
+    estimators = {"R2DN": observer, **estimators}
+    table = benchmark(estimators, datasets["test"])
+    certificate = certify(observer, datasets["test"])
+    return Comparison(model, datasets, estimators, history, table, certificate)
+
+
+def _numbers(values) -> str:
+    return "(" + ", ".join(f"{v:.3g}" for v in values) + ")"
+
