@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +21,8 @@ from plants.arrays import as_covariance, as_tensor
 from plants.model import StateSpaceModel
 from plants.schema import to_tensors, validate
 
+FASTEST_STARTUP, SLOWEST_STARTUP = 0.5, 0.98
+"""Range of the factor by which the start-up signal fades in a step."""
 FORMAT = "contracting-observers R2DNObserver 1"
 
 
@@ -34,12 +36,15 @@ class Scaling:
         (nstates,), float64.
     input_centre, input_scale : torch.Tensor
         (ninputs + noutputs,), float64: plant inputs, then measurements.
+    startup_decay : torch.Tensor
+        (), factor per step by which the start-up signal fades.
     """
 
     state_centre: torch.Tensor
     state_scale: torch.Tensor
     input_centre: torch.Tensor
     input_scale: torch.Tensor
+    startup_decay: torch.Tensor
 
 
 class ObserverState(NamedTuple):
@@ -54,6 +59,8 @@ class ObserverState(NamedTuple):
     held : torch.Tensor
         (..., noutputs), the last measurement of each channel used where a
         sample is missing; NaN before the first.
+    startup : float
+        Start-up signal: 1 at the start, fading by a constant factor a step.
     matrices : CollapsedR2DN
         The network, mapped once.
     """
@@ -61,18 +68,21 @@ class ObserverState(NamedTuple):
     z: torch.Tensor
     predicted: torch.Tensor
     held: torch.Tensor
+    startup: float
     matrices: CollapsedR2DN
 
 
 class R2DNObserver:
     """Contracting observer xh_{k+1} = f_o(xh_k, u_k, y_k), trained on trajectories of the plant.
 
-    An R2DN in the plant's own state coordinates (scaled), whose input is (u, y). Its state is the
-    predicted estimate; its output, linear in state, network signal and input, is the filtered
-    estimate, so y_k is used without weakening the certificate. For every value of the parameters
-    two runs on the same data approach each other at the contraction rate, in the certified
-    metric. It starts as the stationary Kalman predictor of the plant linearised at the mean of
-    the data (mathematics.md, 6), and training improves on that.
+    An R2DN whose input is (u, y) and a start-up signal that fades from 1 to 0, by which it can
+    correct more strongly at the start, as a Kalman filter does. Its state starts at the told
+    state (scaled) and is the observer's memory; two linear readouts of state, network signal and
+    input give the filtered estimate of x_k and the predicted estimate of x_{k+1}, so neither is
+    limited by the metric in which the state contracts. For every value of the parameters two
+    runs on the same data approach each other at the contraction rate, in the certified metric.
+    The observer starts as the stationary Kalman filter of the plant linearised at the mean of the
+    data (mathematics.md, 6), and training improves on that.
 
     Missing measurements (NaN) are replaced by the channel's last value, before the first by its
     mean in the training data; declared angles are unwrapped along time. Both depend on the
@@ -111,7 +121,7 @@ class R2DNObserver:
             raise ValueError(f"initialisation must be 'kalman' or 'random', got {initialisation!r}")
         self.model, self.initialisation, self.seed = model, initialisation, int(seed)
         self.settings = {"nfeedback": nfeedback, "hidden": list(hidden), "contraction_rate": contraction_rate, "activation": activation}
-        self.network = R2DN(model.ninputs + model.noutputs, model.nstates, 2 * model.nstates, generator=torch.Generator().manual_seed(self.seed), **self.settings)
+        self.network = R2DN(model.ninputs + model.noutputs + 1, model.nstates, 2 * model.nstates, generator=torch.Generator().manual_seed(self.seed), **self.settings)
         self._carried = self._find_carried()
         self.scaling: Scaling | None = None
 
@@ -140,7 +150,7 @@ class R2DNObserver:
         model = self.model
         x = self.in_frame_of(x, u, y)
         uy = torch.cat([u, wrap(y, model.output_is_angle)], dim=-1).numpy()
-        self.scaling = Scaling(*(torch.from_numpy(a) for a in (*_centre_scale(x.numpy()), *_centre_scale(uy))))
+        self.scaling = Scaling(*(torch.from_numpy(a) for a in (*_centre_scale(x.numpy()), *_centre_scale(uy))), torch.tensor(SLOWEST_STARTUP, dtype=torch.float64))
         if self.initialisation == "random":
             return
         centre, inputs = self.scaling.state_centre, self.scaling.input_centre
@@ -156,11 +166,14 @@ class R2DNObserver:
             warnings.warn(f"the Kalman predictor contracts at {radius:.4f} a step, slower than the contraction rate {self.contraction_rate:g} asked for: "
                           "the observer starts from a faster, noisier gain; a rate closer to 1 allows a more accurate one", UserWarning, stacklevel=2)
         K, L = gains.filter_gain, gains.predictor_gain
+        # the start is forgotten at the pace of the error dynamics
+        decay = min(max(_radius(A - L @ C), FASTEST_STARTUP), SLOWEST_STARTUP)
+        self.scaling = replace(self.scaling, startup_decay=torch.tensor(decay, dtype=torch.float64))
         network = self.network
-        closed, into = (A - L @ C) * s / s[:, None], np.hstack([(B - L @ D) * su, L * sy]) / s[:, None]
+        closed, into = (A - L @ C) * s / s[:, None], np.hstack([(B - L @ D) * su, L * sy, np.zeros_like(L[:, :1])]) / s[:, None]
         offset = (next_centre - c + L @ (cy - output_centre)) / s
         from_linear(network, closed, into, offset)
-        filtered, filtered_into = (np.eye(len(s)) - K @ C) * s / s[:, None], np.hstack([-K @ D * su, K * sy]) / s[:, None]
+        filtered, filtered_into = (np.eye(len(s)) - K @ C) * s / s[:, None], np.hstack([-K @ D * su, K * sy, np.zeros_like(K[:, :1])]) / s[:, None]
         with torch.no_grad():
             network.C2.copy_(torch.from_numpy(np.vstack([filtered, closed])))
             network.D22.copy_(torch.from_numpy(np.vstack([filtered_into, into])))
@@ -230,7 +243,7 @@ class R2DNObserver:
         x0 = wrap(as_tensor(x0, "x0", self.model.nstates), self.model.state_is_angle)
         held = torch.full((*x0.shape[:-1], self.model.noutputs), math.nan, dtype=torch.float64)
         z = (x0 - self.scaling.state_centre) / self.scaling.state_scale
-        return ObserverState(z, z, held, matrices)
+        return ObserverState(z, z, held, 1.0, matrices)
 
     def step(self, state: ObserverState, u, y) -> tuple[ObserverState, Estimate]:
         """Use u and y of instant k.
@@ -252,15 +265,15 @@ class R2DNObserver:
             At k: predicted and filtered, no covariance.
         """
         u, y = check_measurement(self.model, u, y)
-        v, shift, held = self.network_input(u[..., None, :], y[..., None, :], state.held)
+        v, shift, held = self.network_input(u[..., None, :], y[..., None, :], state.held, state.startup)
         z, out = state.matrices.step(self._first_frame(state, u, y) + shift[..., 0, :], v[..., 0, :])
         nx = self.model.nstates
-        return ObserverState(z, out[..., nx:], held, state.matrices), Estimate(self._physical(state.predicted), self._physical(out[..., :nx]))
+        return ObserverState(z, out[..., nx:], held, state.startup * float(self.scaling.startup_decay), state.matrices), Estimate(self._physical(state.predicted), self._physical(out[..., :nx]))
 
     def estimate_sequence(self, state: ObserverState, u: torch.Tensor, y: torch.Tensor) -> Estimate:
         """Estimate a record: u (..., time, ninputs), y (..., time, noutputs), one rollout."""
         u, y = check_measurement(self.model, u, y)
-        v, shift, _ = self.network_input(u, y, state.held)
+        v, shift, _ = self.network_input(u, y, state.held, state.startup)
         lead, steps, nx = v.shape[:-2], v.shape[-2], self.model.nstates
 
         def time_first(a):
@@ -282,7 +295,7 @@ class R2DNObserver:
         x = state.z * scaling.state_scale + scaling.state_centre
         return (self.in_frame_of(x, u, torch.where(torch.isnan(state.held), y, torch.full_like(y, math.nan))) - scaling.state_centre) / scaling.state_scale
 
-    def network_input(self, u: torch.Tensor, y: torch.Tensor, held: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def network_input(self, u: torch.Tensor, y: torch.Tensor, held: torch.Tensor | None = None, startup: float = 1.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Prepare a record for the network: fill gaps, bring angles within a turn, scale.
 
         Parameters
@@ -291,11 +304,13 @@ class R2DNObserver:
             (..., time, ninputs) and (..., time, noutputs).
         held : torch.Tensor, optional
             (..., noutputs), last measurement before the record; NaN or left out for none.
+        startup : float
+            Start-up signal at the first sample.
 
         Returns
         -------
         v : torch.Tensor
-            (..., time, ninputs + noutputs), scaled.
+            (..., time, ninputs + noutputs + 1), scaled, start-up signal last.
         shift : torch.Tensor
             (..., time, nstates), whole turns by which the state must follow a measured angle that
             jumps between pi and -pi, scaled; to be added before the sample is used.
@@ -312,7 +327,9 @@ class R2DNObserver:
         shift = 2 * math.pi * turns @ self._carried / self.scaling.state_scale
         held, y = filled[..., -1, :], filled[..., 1:, :]
         y = torch.where(torch.isnan(y), self.scaling.input_centre[self.model.ninputs:], y)
-        return (torch.cat([u.expand(*y.shape[:-1], -1), y], dim=-1) - self.scaling.input_centre) / self.scaling.input_scale, shift, held
+        scaled = (torch.cat([u.expand(*y.shape[:-1], -1), y], dim=-1) - self.scaling.input_centre) / self.scaling.input_scale
+        fading = startup * self.scaling.startup_decay ** torch.arange(y.shape[-2], dtype=torch.float64)
+        return torch.cat([scaled, fading[:, None].expand(*scaled.shape[:-1], 1)], dim=-1), shift, held
 
     def in_frame_of(self, x: torch.Tensor, u: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Add whole turns to the angles of states x (..., nstates) so that they go with measured angles y (..., noutputs)."""

@@ -13,6 +13,8 @@ from estimators.files import load_safetensors, save_safetensors
 from plants.arrays import covariance_factor
 from plants.schema import split, to_tensors, validate
 
+STATE_SHARE = 0.01
+"""Weight of the internal state's own error: keeps it near the plant's state at hardly any cost to the readouts."""
 CHECKPOINT_FORMAT = "contracting-observers training checkpoint 1"
 
 
@@ -130,6 +132,7 @@ class _Records:
         v, shift, _ = observer.network_input(u, y)
         x = observer.in_frame_of(x, u, y)
         self.z = ((x - scaling.state_centre) / scaling.state_scale).transpose(0, 1).to(dtype).contiguous()
+        self.startup = v[0, :, -1].to(dtype).contiguous()
         self.v = v.transpose(0, 1).to(dtype).contiguous()
         # the turn a state takes on its way to sample k + 1
         self.shift = torch.cat([shift[:, 1:], shift[:, :1] * 0], dim=1).transpose(0, 1).to(dtype).contiguous() if bool(shift.any()) else None
@@ -177,6 +180,7 @@ class _Training:
             first[at_start] = 0
         index = torch.from_numpy(first)[None] + torch.arange(self.horizon + 1)[:, None]
         z, v = data.z[index, which], data.v[index[:-1], which]
+        v[..., -1] = data.startup[:self.horizon, None]  # every window is a start of its own
         shift = None if data.shift is None else data.shift[index[:-1], which]
         start = z[0] + self.normal(self.batch, z.shape[-1]) @ self.start_factor.T
         if data.told is not None:
@@ -185,8 +189,12 @@ class _Training:
 
     def rollout_loss(self, start, z, v, shift):
         nx, steps = z.shape[-1], len(v)
-        _, out = self.network.explicit().collapse().rollout(start, v, shift)
-        return self.loss(out[..., nx:], z[1:], self.predicted_weight[1:steps + 1], out[..., :nx], z[:-1], self.filtered_weight[:steps])
+        states, out = self.network.explicit().collapse().rollout(start, v, shift)
+        weight = self.predicted_weight[1:steps + 1]
+        if shift is not None:
+            out = torch.cat([out[..., :nx], out[..., nx:] + shift], dim=-1)
+        loss = self.loss(out[..., nx:], z[1:], weight, out[..., :nx], z[:-1], self.filtered_weight[:steps])
+        return loss + STATE_SHARE * (self.square(states[1:] - z[1:]) * weight).mean()
 
     def loss(self, predicted, after, predicted_weight, filtered, now, filtered_weight):
         return ((self.square(predicted - after) * predicted_weight).mean() + (self.square(filtered - now) * filtered_weight).mean()) / 2
@@ -198,7 +206,9 @@ class _Training:
         spread = torch.from_numpy(np.exp(self.rng.uniform(-0.7, 1.1, (size, 1)))).to(self.dtype)
         now = data.z[when, which]
         start = now + spread * (self.normal(size, now.shape[1]) @ self.one_step_factor.T)
-        state, out = self.network.explicit().collapse().step(start, data.v[when, which])
+        v = data.v[when, which]
+        v[:, -1] = 0.0  # errors of the stationary size
+        state, out = self.network.explicit().collapse().step(start, v)
         after, nx = data.z[when + 1, which], now.shape[1]
         if data.shift is not None:
             state = state + data.shift[when, which]
