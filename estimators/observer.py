@@ -1,7 +1,6 @@
 """The trained observer: an R2DN that sees the plant's input and measurement and tracks its state."""
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -11,13 +10,13 @@ import torch
 import xarray as xr
 
 from estimators.base import Estimate, check_measurement
+from estimators.design import AffineModel, centre_and_scale
 from estimators.files import load_safetensors, save_safetensors
-from estimators.gaussian.kalman import steady_state
 from estimators.networks.initialise import from_linear
 from estimators.networks.r2dn import R2DN, CollapsedR2DN, R2DNMatrices
 from estimators.training import FitResult, fit
 from plants.angles import wrap
-from plants.arrays import as_covariance, as_tensor
+from plants.arrays import as_tensor
 from plants.model import StateSpaceModel
 from plants.schema import to_tensors, validate
 
@@ -81,7 +80,7 @@ class R2DNObserver:
     input give the filtered estimate of x_k and the predicted estimate of x_{k+1}, so neither is
     limited by the metric in which the state contracts. For every value of the parameters two
     runs on the same data approach each other at the contraction rate, in the certified metric.
-    The observer starts as the stationary Kalman filter of the plant linearised at the mean of the
+    The observer starts as the stationary Kalman filter of the best affine fit of the plant over the
     data (mathematics.md, 6), and training improves on that.
 
     Missing measurements (NaN) are replaced by the channel's last value, before the first by its
@@ -150,70 +149,30 @@ class R2DNObserver:
         model = self.model
         x = self.in_frame_of(x, u, y)
         uy = torch.cat([u, wrap(y, model.output_is_angle)], dim=-1).numpy()
-        self.scaling = Scaling(*(torch.from_numpy(a) for a in (*_centre_scale(x.numpy()), *_centre_scale(uy))), torch.tensor(SLOWEST_STARTUP, dtype=torch.float64))
+        scales = (torch.from_numpy(a) for a in (*centre_and_scale(x.numpy()), *centre_and_scale(uy)))
+        self.scaling = Scaling(*scales, torch.tensor(SLOWEST_STARTUP, dtype=torch.float64))
         if self.initialisation == "random":
             return
-        centre, inputs = self.scaling.state_centre, self.scaling.input_centre
-        A, B, C, D = (m.numpy() for m in model.linearize(centre, inputs[:model.ninputs]))
-        next_centre, output_centre = model.step(centre, inputs[:model.ninputs]).numpy(), model.output(centre, inputs[:model.ninputs]).numpy()
-        Q, R = noise_of(dataset, model)
-        s, su, sy = self.scaling.state_scale.numpy(), self.scaling.input_scale[:model.ninputs].numpy(), self.scaling.input_scale[model.ninputs:].numpy()
-        c, cy = centre.numpy(), inputs[model.ninputs:].numpy()
-        gains = steady_state(A, C, Q, R)
-        radius, wanted = _radius(A - gains.predictor_gain @ C), 0.999 * self.contraction_rate
-        if radius >= wanted:
-            gains = steady_state(A, C, Q, R, rate=wanted)
-            warnings.warn(f"the Kalman predictor contracts at {radius:.4f} a step, slower than the contraction rate {self.contraction_rate:g} asked for: "
-                          "the observer starts from a faster, noisier gain; a rate closer to 1 allows a more accurate one", UserWarning, stacklevel=2)
-        K, L = gains.filter_gain, gains.predictor_gain
+        affine = self.affine_model(dataset)
+        gains = affine.gains(self.contraction_rate)
+        K, L, nx = gains.filter_gain, gains.predictor_gain, model.nstates
         # the start is forgotten at the pace of the error dynamics
-        decay = min(max(_radius(A - L @ C), FASTEST_STARTUP), SLOWEST_STARTUP)
+        decay = min(max(affine.radius(gains), FASTEST_STARTUP), SLOWEST_STARTUP)
         self.scaling = replace(self.scaling, startup_decay=torch.tensor(decay, dtype=torch.float64))
+        silent = np.zeros((nx, 1))
+        closed, into, offset = affine.A - L @ affine.C, np.hstack([affine.B - L @ affine.D, L, silent]), affine.b - L @ affine.d
+        from_linear(self.network, closed, into, offset)
         network = self.network
-        closed, into = (A - L @ C) * s / s[:, None], np.hstack([(B - L @ D) * su, L * sy, np.zeros_like(L[:, :1])]) / s[:, None]
-        offset = (next_centre - c + L @ (cy - output_centre)) / s
-        from_linear(network, closed, into, offset)
-        filtered, filtered_into = (np.eye(len(s)) - K @ C) * s / s[:, None], np.hstack([-K @ D * su, K * sy, np.zeros_like(K[:, :1])]) / s[:, None]
         with torch.no_grad():
-            network.C2.copy_(torch.from_numpy(np.vstack([filtered, closed])))
-            network.D22.copy_(torch.from_numpy(np.vstack([filtered_into, into])))
-            network.by.copy_(torch.from_numpy(np.concatenate([K @ (cy - output_centre) / s, offset])))
+            network.C2.copy_(torch.from_numpy(np.vstack([np.eye(nx) - K @ affine.C, closed])))
+            network.D22.copy_(torch.from_numpy(np.vstack([np.hstack([-K @ affine.D, K, silent]), into])))
+            network.by.copy_(torch.from_numpy(np.concatenate([-K @ affine.d, offset])))
             network.D21.zero_()
 
-    def expected_covariances(self, dataset: xr.Dataset, P0: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Error variances a Kalman filter would expect, linearised at the mean of the data.
-
-        Parameters
-        ----------
-        dataset : xarray.Dataset
-            Names the noise, or shows it.
-        P0 : numpy.ndarray
-            (nstates, nstates) start covariance in the observer's coordinates.
-        steps : int
-            How far.
-
-        Returns
-        -------
-        predicted, filtered : numpy.ndarray
-            (steps + 1, nstates) variances in the observer's coordinates.
-        stationary : numpy.ndarray
-            (nstates, nstates) predicted covariance at the end.
-        """
-        s, nu = self.scaling.state_scale.numpy(), self.model.ninputs
-        sy = self.scaling.input_scale[nu:].numpy()
-        A, _, C, _ = (m.numpy() for m in self.model.linearize(self.scaling.state_centre, self.scaling.input_centre[:nu]))
-        Q, R = noise_of(dataset, self.model)
-        A, C, Q, R = A * s / s[:, None], C * s / sy[:, None], Q / np.outer(s, s), R / np.outer(sy, sy)
-        P, predicted, filtered = P0, [], []
-        for _ in range(steps + 1):
-            gain = np.linalg.solve(C @ P @ C.T + R, C @ P).T
-            corrected = (np.eye(len(s)) - gain @ C) @ P
-            predicted.append(np.diag(P))
-            filtered.append(np.diag(corrected))
-            stationary, P = P, A @ corrected @ A.T + Q
-            P = (P + P.T) / 2
-        floor = np.diag(Q)
-        return np.maximum(predicted, floor), np.maximum(filtered, 0.1 * floor), stationary
+    def affine_model(self, dataset: xr.Dataset) -> AffineModel:
+        """Best affine fit of the plant over a dataset, in the observer's coordinates."""
+        x, u, y = to_tensors(dataset)
+        return AffineModel.fit(self.model, dataset, self.in_frame_of(x, u, y), self.scaling)
 
     def fit(self, train: xr.Dataset, validation: xr.Dataset | None = None, **settings) -> FitResult:
         """Train on trajectories; see :func:`estimators.training.fit` for the settings."""
@@ -416,29 +375,3 @@ class R2DNObserver:
             raise ValueError(f"{path} is damaged: {error}") from error
         return observer
 
-
-def noise_of(dataset: xr.Dataset, model: StateSpaceModel) -> tuple[np.ndarray, np.ndarray]:
-    """Covariances named by a dataset, else those of the model's residuals on it."""
-    x, u, y = to_tensors(dataset)
-    if "process_cov" in dataset:
-        Q, R = dataset["process_cov"].values, dataset["measurement_cov"].values
-    else:
-        w = wrap(x[:, 1:] - model.step(x[:, :-1], u[:, :-1]), model.state_is_angle).flatten(0, 1)
-        v = wrap(y - model.output(x, u), model.output_is_angle).flatten(0, 1)
-        v = v[~torch.isnan(v).any(dim=1)]
-        Q, R = (np.atleast_2d((a.T @ a / max(len(a), 1)).numpy()) for a in (w, v))
-    # a floor, far below anything that matters, keeps the Riccati equation solvable without noise
-    state_floor, output_floor = ((1e-4 * _centre_scale(a.numpy())[1]) ** 2 for a in (x, y))
-    return as_covariance(Q + np.diag(state_floor), "process_cov", model.nstates), as_covariance(R + np.diag(output_floor), "measurement_cov", model.noutputs)
-
-
-def _centre_scale(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    flat = values.reshape(-1, values.shape[-1])
-    flat = np.where(np.isnan(flat).all(axis=0), 0.0, flat)
-    centre, scale = np.nanmean(flat, axis=0), np.nanstd(flat, axis=0)
-    # a constant channel has no scale of its own
-    return centre, np.where(scale > 1e-12 * (np.abs(centre) + np.finfo(float).tiny), scale, 1.0)
-
-
-def _radius(matrix: np.ndarray) -> float:
-    return float(np.abs(np.linalg.eigvals(matrix)).max())

@@ -13,8 +13,9 @@ import xarray as xr
 
 from estimators.benchmark import benchmark
 from estimators.certificates import Certificate, certify
+from estimators.design import noise_of
 from estimators.gaussian import ExtendedKalmanFilter, UnscentedKalmanFilter
-from estimators.observer import R2DNObserver, noise_of
+from estimators.observer import R2DNObserver
 from estimators.training import FitResult
 from plants import SCENARIOS, Scenario, scenario
 from plants.model import StateSpaceModel, discretize

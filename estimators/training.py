@@ -13,6 +13,7 @@ from estimators.files import load_safetensors, save_safetensors
 from plants.arrays import covariance_factor
 from plants.schema import split, to_tensors, validate
 
+RELATIVE_LEARNING_RATE = 0.02
 STATE_SHARE = 0.01
 """Weight of the internal state's own error: keeps it near the plant's state at hardly any cost to the readouts."""
 CHECKPOINT_FORMAT = "contracting-observers training checkpoint 1"
@@ -49,7 +50,7 @@ class FitResult:
 
 
 def fit(observer, train: xr.Dataset, validation: xr.Dataset | None = None, *, updates: int = 2000, one_step_updates: int = 500, horizon: int = 100,
-        batch: int = 64, learning_rate: float = 4e-3, patience: int | None = None, seed: int = 0, checkpoint=None, resume: bool = False,
+        batch: int = 64, learning_rate: float | None = None, patience: int | None = None, seed: int = 0, checkpoint=None, resume: bool = False,
         progress: bool = True) -> FitResult:
     """Train an observer: first on one step, then on rollouts.
 
@@ -57,7 +58,7 @@ def fit(observer, train: xr.Dataset, validation: xr.Dataset | None = None, *, up
     y_k, to x_{k+1}. Its minimiser is the Bayes-optimal predictor for errors of that size.
     Rollouts: windows of `horizon` samples of noisy measurements, from the start that an estimator
     is told at the beginning of a trajectory, or from the truth plus a start error elsewhere.
-    Errors are weighted by the covariance that a Kalman filter (at the operating point) would have at
+    Errors are weighted by the covariance that a Kalman filter of the affine fit would have at
     that time, so that transient and steady state, small and large states all count alike.
 
     Parameters
@@ -75,8 +76,10 @@ def fit(observer, train: xr.Dataset, validation: xr.Dataset | None = None, *, up
         Samples a window.
     batch : int
         Windows an update.
-    learning_rate : float
-        Of Adam, annealed to zero by a cosine.
+    learning_rate : float, optional
+        Of Adam, annealed to zero by a cosine. Default: ``RELATIVE_LEARNING_RATE`` times the
+        estimation error to be expected, relative to the states: the better the sensors, the finer
+        the steps.
     patience : int, optional
         Stop after so many updates without improvement; default: never early.
     seed : int
@@ -105,7 +108,7 @@ def fit(observer, train: xr.Dataset, validation: xr.Dataset | None = None, *, up
             raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
     if updates + one_step_updates == 0:
         raise ValueError("updates and one_step_updates are both zero: nothing to train")
-    if not learning_rate > 0:
+    if learning_rate is not None and not learning_rate > 0:
         raise ValueError(f"learning_rate must be positive, got {learning_rate!r}")
     if resume and (checkpoint is None or not Path(checkpoint).exists()):
         raise ValueError(f"nothing to resume from: checkpoint is {checkpoint!r}")
@@ -155,9 +158,10 @@ class _Training:
         P0 = train["initial_cov"].values / np.outer(scale, scale) if "initial_cov" in train else np.diag(self.train.z.double().var(dim=(0, 1)).numpy())
         self.start_factor = torch.from_numpy(covariance_factor(P0)).to(self.dtype)
         longest = max(self.horizon, self.validation.steps - 1)
-        predicted, filtered, stationary = observer.expected_covariances(train, P0, longest)
+        predicted, filtered, stationary = observer.affine_model(train).expected_errors(P0, longest)
         self.predicted_weight, self.filtered_weight = (torch.from_numpy(1 / v).to(self.dtype)[:, None] for v in (predicted, filtered))
         self.one_step_factor = torch.from_numpy(covariance_factor(stationary)).to(self.dtype)
+        self.learning_rate = RELATIVE_LEARNING_RATE * float(np.exp(np.log(np.diag(stationary)).mean() / 2))
         turn = torch.where(observer.model.state_is_angle, 2 * np.pi / observer.scaling.state_scale, torch.inf)
         self.turn = turn.to(self.dtype) if bool(observer.model.state_is_angle.any()) else None
 
@@ -226,6 +230,7 @@ class _Training:
             return self.rollout_loss(start, data.z, data.v[:-1], None if data.shift is None else data.shift[:-1]).item()
 
     def run(self, updates, one_step_updates, learning_rate, patience, checkpoint, resume, progress):
+        learning_rate = self.learning_rate if learning_rate is None else learning_rate
         result = FitResult(checkpoint=None if checkpoint is None else str(checkpoint))
         optimiser = torch.optim.Adam(self.network.parameters(), lr=learning_rate)
         total, done = one_step_updates + updates, 0

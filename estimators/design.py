@@ -1,0 +1,165 @@
+"""Linear observer design from data: scaling, best affine model, Kalman gains, expected errors."""
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import xarray as xr
+
+from estimators.gaussian.kalman import SteadyState, steady_state
+from plants.angles import wrap
+from plants.arrays import as_covariance
+from plants.model import StateSpaceModel
+from plants.schema import to_tensors
+
+MOST_POINTS = 20_000
+"""No more data points than this go into the affine fit."""
+STABILITY_RESERVE = 0.999
+"""A linear start contracts at least this much faster than the rate asked for, so that the inequality is strict."""
+
+
+def centre_and_scale(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each channel, NaN ignored; a constant channel gets scale 1."""
+    flat = values.reshape(-1, values.shape[-1])
+    flat = np.where(np.isnan(flat).all(axis=0), 0.0, flat)
+    centre, scale = np.nanmean(flat, axis=0), np.nanstd(flat, axis=0)
+    return centre, np.where(scale > 1e-12 * (np.abs(centre) + np.finfo(float).tiny), scale, 1.0)
+
+
+def noise_of(dataset: xr.Dataset, model: StateSpaceModel) -> tuple[np.ndarray, np.ndarray]:
+    """Process and measurement covariance named by a dataset, else those of the model's residuals on it.
+
+    Parameters
+    ----------
+    dataset : xarray.Dataset
+        With true states.
+    model : StateSpaceModel
+        The plant.
+
+    Returns
+    -------
+    Q, R : numpy.ndarray
+        (nstates, nstates) and (noutputs, noutputs), with a floor of 1e-4 of each channel's standard
+        deviation, far below anything that matters, which keeps the Riccati equation solvable.
+    """
+    x, u, y = to_tensors(dataset)
+    if "process_cov" in dataset:
+        Q, R = dataset["process_cov"].values, dataset["measurement_cov"].values
+    else:
+        w = wrap(x[:, 1:] - model.step(x[:, :-1], u[:, :-1]), model.state_is_angle).flatten(0, 1)
+        v = wrap(y - model.output(x, u), model.output_is_angle).flatten(0, 1)
+        v = v[~torch.isnan(v).any(dim=1)]
+        Q, R = (np.atleast_2d((a.T @ a / max(len(a), 1)).numpy()) for a in (w, v))
+    state_floor, output_floor = ((1e-4 * centre_and_scale(a.numpy())[1]) ** 2 for a in (x, y))
+    return as_covariance(Q + np.diag(state_floor), "process_cov", model.nstates), as_covariance(R + np.diag(output_floor), "measurement_cov", model.noutputs)
+
+
+@dataclass(frozen=True, eq=False)
+class AffineModel:
+    """z+ = A z + B v + b + w, s = C z + D v + d + n in scaled coordinates: the best affine fit of a plant over data.
+
+    Attributes
+    ----------
+    A, B, b, C, D, d : numpy.ndarray
+        Matrices and offsets.
+    Q, R : numpy.ndarray
+        Covariances of the plant's own noise.
+    Q_fit, R_fit : numpy.ndarray
+        The same plus what the affine fit leaves unexplained.
+    """
+
+    A: np.ndarray
+    B: np.ndarray
+    b: np.ndarray
+    C: np.ndarray
+    D: np.ndarray
+    d: np.ndarray
+    Q: np.ndarray
+    R: np.ndarray
+    Q_fit: np.ndarray
+    R_fit: np.ndarray
+
+    @classmethod
+    def fit(cls, model: StateSpaceModel, dataset: xr.Dataset, states: torch.Tensor, scaling) -> "AffineModel":
+        """Regress the model's next state and output on state and input over data points.
+
+        For a linear plant this is the plant itself; for a nonlinear one it weighs the linearisations
+        by where the plant actually is.
+
+        Parameters
+        ----------
+        model : StateSpaceModel
+            The plant.
+        dataset : xarray.Dataset
+            Inputs; noise, named or shown.
+        states : torch.Tensor
+            (trajectory, time, nstates) true states.
+        scaling : Scaling
+            Of states and of (inputs, outputs).
+        """
+        _, u, _ = to_tensors(dataset)
+        x, u = states.flatten(0, 1), u.flatten(0, 1)
+        every = max(1, len(x) // MOST_POINTS)
+        x, u = x[::every], u[::every]
+        nx, nu = model.nstates, model.ninputs
+        c, s = scaling.state_centre, scaling.state_scale
+        ci, si = scaling.input_centre, scaling.input_scale
+        regressors = torch.cat([(x - c) / s, (u - ci[:nu]) / si[:nu], torch.ones(len(x), 1, dtype=torch.float64)], dim=1).numpy()
+        targets = torch.cat([(model.step(x, u) - c) / s, (model.output(x, u) - ci[nu:]) / si[nu:]], dim=1).numpy()
+        coefficients, *_ = np.linalg.lstsq(regressors, targets, rcond=None)
+        residual = targets - regressors @ coefficients
+        unexplained = residual.T @ residual / len(residual)
+        M = coefficients.T
+        Q, R = noise_of(dataset, model)
+        Q, R = Q / np.outer(s, s), R / np.outer(si[nu:], si[nu:])
+        return cls(M[:nx, :nx], M[:nx, nx:nx + nu], M[:nx, -1], M[nx:, :nx], M[nx:, nx:nx + nu], M[nx:, -1], Q, R,
+                   Q + unexplained[:nx, :nx], R + unexplained[nx:, nx:])
+
+    def gains(self, rate: float) -> SteadyState:
+        """Kalman gains whose predictor contracts at `rate` or faster.
+
+        Warns
+        -----
+        UserWarning
+            The optimal gain is slower than `rate`; a faster one was taken.
+        """
+        gains = steady_state(self.A, self.C, self.Q_fit, self.R_fit)
+        radius, wanted = self.radius(gains), STABILITY_RESERVE * rate
+        if radius < wanted:
+            return gains
+        warnings.warn(f"the Kalman predictor contracts at {radius:.4f} a step, slower than the contraction rate {rate:g} asked for: the observer starts from a "
+                      "faster, noisier gain; a rate closer to 1 allows a more accurate one", UserWarning, stacklevel=3)
+        return steady_state(self.A, self.C, self.Q_fit, self.R_fit, rate=wanted)
+
+    def radius(self, gains: SteadyState) -> float:
+        """Spectral radius of the predictor's error dynamics A - L C."""
+        return float(np.abs(np.linalg.eigvals(self.A - gains.predictor_gain @ self.C)).max())
+
+    def expected_errors(self, P0: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Error variances that a Kalman filter of the affine model would have, were there no other noise than the plant's.
+
+        Parameters
+        ----------
+        P0 : numpy.ndarray
+            (nstates, nstates) covariance of the start.
+        steps : int
+            How far.
+
+        Returns
+        -------
+        predicted, filtered : numpy.ndarray
+            (steps + 1, nstates).
+        stationary : numpy.ndarray
+            (nstates, nstates) predicted covariance at the end.
+        """
+        P, predicted, filtered = P0, [], []
+        for _ in range(steps + 1):
+            gain = np.linalg.solve(self.C @ P @ self.C.T + self.R, self.C @ P).T
+            corrected = (np.eye(len(P)) - gain @ self.C) @ P
+            predicted.append(np.diag(P))
+            filtered.append(np.diag(corrected))
+            stationary, P = P, self.A @ corrected @ self.A.T + self.Q
+            P = (P + P.T) / 2
+        floor = np.diag(self.Q)
+        return np.maximum(predicted, floor), np.maximum(filtered, 0.1 * floor), stationary
