@@ -12,6 +12,7 @@ import xarray as xr
 from estimators.base import Estimate, check_measurement
 from estimators.design import AffineModel, centre_and_scale
 from estimators.files import load_safetensors, save_safetensors
+from estimators.gaussian.kalman import SteadyState
 from estimators.networks.initialise import from_linear
 from estimators.networks.r2dn import R2DN, CollapsedR2DN, R2DNMatrices
 from estimators.training import FitResult, fit
@@ -151,14 +152,13 @@ class R2DNObserver:
         uy = torch.cat([u, wrap(y, model.output_is_angle)], dim=-1).numpy()
         scales = (torch.from_numpy(a) for a in (*centre_and_scale(x.numpy()), *centre_and_scale(uy)))
         self.scaling = Scaling(*scales, torch.tensor(SLOWEST_STARTUP, dtype=torch.float64))
-        if self.initialisation == "random":
-            return
-        affine = self.affine_model(dataset)
-        gains = affine.gains(self.contraction_rate)
-        K, L, nx = gains.filter_gain, gains.predictor_gain, model.nstates
+        affine, gains = self.linear_design(dataset)
         # the start is forgotten at the pace of the error dynamics
         decay = min(max(affine.radius(gains), FASTEST_STARTUP), SLOWEST_STARTUP)
         self.scaling = replace(self.scaling, startup_decay=torch.tensor(decay, dtype=torch.float64))
+        if self.initialisation == "random":
+            return
+        K, L, nx = gains.filter_gain, gains.predictor_gain, model.nstates
         silent = np.zeros((nx, 1))
         closed, into, offset = affine.A - L @ affine.C, np.hstack([affine.B - L @ affine.D, L, silent]), affine.b - L @ affine.d
         from_linear(self.network, closed, into, offset)
@@ -169,10 +169,15 @@ class R2DNObserver:
             network.by.copy_(torch.from_numpy(np.concatenate([-K @ affine.d, offset])))
             network.D21.zero_()
 
-    def affine_model(self, dataset: xr.Dataset) -> AffineModel:
-        """Best affine fit of the plant over a dataset, in the observer's coordinates."""
+    def linear_design(self, dataset: xr.Dataset) -> tuple[AffineModel, SteadyState]:
+        """Best affine fit of the plant over a dataset, in the observer's coordinates, and the gains that track best with it."""
         x, u, y = to_tensors(dataset)
-        return AffineModel.fit(self.model, dataset, self.in_frame_of(x, u, y), self.scaling)
+        x = self.in_frame_of(x, u, y)
+        v, _, _ = self.network_input(u, y)
+        affine = AffineModel.fit(self.model, dataset, x, self.scaling)
+        z = (x - self.scaling.state_centre) / self.scaling.state_scale
+        sample = slice(None, None, max(1, len(x) // 64))
+        return affine, affine.gains(self.contraction_rate, *(a[sample, :1000].transpose(0, 1).numpy() for a in (z, v[..., :-1])))
 
     def fit(self, train: xr.Dataset, validation: xr.Dataset | None = None, **settings) -> FitResult:
         """Train on trajectories; see :func:`estimators.training.fit` for the settings."""

@@ -28,8 +28,8 @@ class FitResult:
     updates : list of int
         At which the losses were evaluated.
     train_loss, validation_loss : list of float
-        Mean squared error over the covariance a Kalman filter would have at that time; 1 is the
-        linear optimum.
+        Mean squared error over the variance to be expected at that time, were the plant linear; 1 is
+        as good as a Kalman filter there.
     best_update : int
         Whose parameters were kept.
     wall_time : float
@@ -54,12 +54,12 @@ def fit(observer, train: xr.Dataset, validation: xr.Dataset | None = None, *, up
         progress: bool = True) -> FitResult:
     """Train an observer: first on one step, then on rollouts.
 
-    One step: from x_k plus an error drawn from the stationary Kalman covariance, with the noisy
+    One step: from x_k plus an error drawn from the stationary covariance, with the noisy
     y_k, to x_{k+1}. Its minimiser is the Bayes-optimal predictor for errors of that size.
     Rollouts: windows of `horizon` samples of noisy measurements, from the start that an estimator
     is told at the beginning of a trajectory, or from the truth plus a start error elsewhere.
-    Errors are weighted by the covariance that a Kalman filter of the affine fit would have at
-    that time, so that transient and steady state, small and large states all count alike.
+    Squared errors are divided by the variance to be expected at that time after the start (see
+    :meth:`estimators.design.AffineModel.expected_errors`), so that transient and steady state, small and large states all count alike.
 
     Parameters
     ----------
@@ -158,7 +158,8 @@ class _Training:
         P0 = train["initial_cov"].values / np.outer(scale, scale) if "initial_cov" in train else np.diag(self.train.z.double().var(dim=(0, 1)).numpy())
         self.start_factor = torch.from_numpy(covariance_factor(P0)).to(self.dtype)
         longest = max(self.horizon, self.validation.steps - 1)
-        predicted, filtered, stationary = observer.affine_model(train).expected_errors(P0, longest)
+        affine, gains = observer.linear_design(train)
+        predicted, filtered, stationary = affine.expected_errors(gains, P0, longest)
         self.predicted_weight, self.filtered_weight = (torch.from_numpy(1 / v).to(self.dtype)[:, None] for v in (predicted, filtered))
         self.one_step_factor = torch.from_numpy(covariance_factor(stationary)).to(self.dtype)
         self.learning_rate = RELATIVE_LEARNING_RATE * float(np.exp(np.log(np.diag(stationary)).mean() / 2))
