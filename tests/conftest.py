@@ -1,0 +1,21 @@
+"""Shared, cheap fixtures."""
+
+import pytest
+import torch
+
+import estimators as est
+import plants
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _two_threads():
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def trained_pair():
+    """A briefly trained observer of the pendulum, and test data."""
+    setting = plants.scenario("pendulum")
+    observer = est.R2DNObserver(setting.model, nfeedback=8, hidden=(16, 16))
+    observer.fit(setting.simulate(256, 100, seed=0), updates=60, one_step_updates=60, horizon=50, progress=False)
+    return observer, setting.simulate(32, 100, seed=2)
