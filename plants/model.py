@@ -320,7 +320,7 @@ def discretize(sys, dt: float | None = None, *, method: str = "rk4", substeps: i
     if isinstance(substeps, bool) or not isinstance(substeps, int) or substeps < 1:
         raise ValueError(f"substeps must be a positive integer, got {substeps!r}")
     if isinstance(sys, ct.TransferFunction):
-        realised = ct.ss(sys.minreal(verbose=False) if sys.issiso() else sys)
+        realised = ct.ss(sys.minreal() if sys.issiso() else sys)
         realised.dt, realised.name = sys.dt, sys.name
         warnings.warn(f"transfer function {sys.name!r} was realised with {realised.nstates} states without physical meaning", UserWarning, stacklevel=2)
         sys = realised
@@ -390,12 +390,12 @@ def _flow(sys, params, region: OperatingRegion) -> _Flow:
         return _linear_flow(sys.A, sys.B, sys.C, sys.D)
     if isinstance(sys, ct.InterconnectedSystem):
         return _interconnected_flow(sys, params, region)
-    params = dict(params)
+    params, update, measure = dict(params), sys.updfcn, sys.outfcn
     rhs = output = None
     if sys.nstates:
-        rhs = build_map(lambda t, x, u: sys.updfcn(t, x, u, params), sys.nstates, f"update function of {sys.name!r}", region)
-    if sys.outfcn is not None:
-        output = build_map(lambda t, x, u: sys.outfcn(t, x, u, params), sys.noutputs, f"output function of {sys.name!r}", region)
+        rhs = build_map(lambda t, x, u: update(t, x, u, params), sys.nstates, f"update function of {sys.name!r}", region)
+    if measure is not None:
+        output = build_map(lambda t, x, u: measure(t, x, u, params), sys.noutputs, f"output function of {sys.name!r}", region)
     elif sys.noutputs != sys.nstates:
         raise ValueError(f"{sys.name!r} has no output function, so its {sys.noutputs} outputs would have to be its {sys.nstates} states")
     maps = [m for m in (rhs, output) if m is not None]

@@ -59,12 +59,13 @@ def _rebind(value, seen: dict):
         return types.MethodType(_rebind(value.__func__, seen), value.__self__)
     if isinstance(value, functools.partial):
         return functools.partial(_rebind(value.func, seen), *value.args, **value.keywords)
-    if not isinstance(value, types.FunctionType) or value.__module__.split(".")[0] in ("numpy", "scipy", "torch"):
+    if not isinstance(value, types.FunctionType) or (value.__module__ or "").split(".")[0] in ("numpy", "scipy", "torch"):
         return value
     if id(value) in seen:
         return seen[id(value)]
     names = _all_names(value.__code__)
-    scope = dict(value.__globals__)
+    # without a module name Dynamo looks names up in this dictionary, not in the module it was copied from
+    scope = {name: item for name, item in value.__globals__.items() if name != "__name__"}
     closure = value.__closure__ and tuple(types.CellType() for _ in value.__closure__)
     copy = types.FunctionType(value.__code__, scope, value.__name__, value.__defaults__, closure)
     copy.__kwdefaults__ = value.__kwdefaults__

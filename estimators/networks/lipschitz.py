@@ -61,28 +61,31 @@ class Sandwich(nn.Module):
         For the random start.
     dtype : torch.dtype
         Of the parameters.
+    linear : bool
+        A layer h -> B h + b, which has no Psi.
     """
 
-    def __init__(self, inputs: int, outputs: int, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32):
+    def __init__(self, inputs: int, outputs: int, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32, linear: bool = False):
         super().__init__()
         xy = torch.randn(inputs + outputs, outputs, generator=generator, dtype=dtype) / math.sqrt(max(outputs, 1))
         self.XY = nn.Parameter(xy)
         self.a = nn.Parameter(frobenius_norm(xy).reshape(1))
-        self.d = nn.Parameter(torch.zeros(outputs, dtype=dtype))
+        self.register_parameter("d", None if linear else nn.Parameter(torch.zeros(outputs, dtype=dtype)))
         self.b = nn.Parameter(torch.zeros(outputs, dtype=dtype))
 
     def explicit(self, dtype: torch.dtype | None = None) -> SandwichMatrices:
         """Map the free parameters to matrices (Cayley transform), in `dtype` arithmetic."""
-        XY, a, d, b = (p.to(dtype or p.dtype) for p in (self.XY, self.a, self.d, self.b))
+        XY, a, b = (p.to(dtype or p.dtype) for p in (self.XY, self.a, self.b))
+        psi = torch.ones_like(b) if self.d is None else torch.exp(torch.clamp(self.d.to(b.dtype), -20, 20))
         n = XY.shape[1]
         W = a * XY / frobenius_norm(XY)
         U, V = W[:n], W[n:]
         Z = U - U.mT + V.mT @ V
         identity = torch.eye(n, dtype=XY.dtype, device=XY.device)
-        solved = torch.linalg.solve(identity + Z, torch.cat([identity - Z, -2 * V.mT], dim=1))
-        # -2 V (I+Z)^-1 is the transpose of (I+Z')^-1 (-2 V'); I-Z and (I+Z)^-1 commute
+        A_T = torch.linalg.solve(identity + Z, identity - Z)
+        # B is the transpose of B' = -2 V (I+Z)^-1
         B = torch.linalg.solve((identity + Z).mT, -2 * V.mT)
-        return SandwichMatrices(solved[:, :n], B, torch.exp(torch.clamp(d, -20, 20)), b)
+        return SandwichMatrices(A_T, B, psi, b)
 
 
 class LipschitzNetwork(nn.Module):
@@ -120,7 +123,8 @@ class LipschitzNetwork(nn.Module):
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {activation!r}")
         self.sizes, self.bound, self.activation, self.linear_output = tuple(sizes), float(bound), activation, linear_output
-        self.layers = nn.ModuleList(Sandwich(m, n, generator, dtype) for m, n in zip(sizes[:-1], sizes[1:], strict=True))
+        last = len(sizes) - 2
+        self.layers = nn.ModuleList(Sandwich(m, n, generator, dtype, linear=linear_output and i == last) for i, (m, n) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)))
 
     def explicit(self, dtype: torch.dtype | None = None) -> tuple[SandwichMatrices, ...]:
         """Matrices of every layer."""

@@ -1,0 +1,125 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import estimators as est
+from estimators.networks.initialise import from_linear, long_memory
+from estimators.networks.rollout import Rollout
+from tests.tolerances import ROUNDING
+
+
+def network(seed=0, activation="relu", linear_output=True, **sizes):
+    sizes = {"ninputs": 2, "nstates": 3, "noutputs": 2, "nfeedback": 4, "hidden": (5, 6)} | sizes
+    built = est.R2DN(**sizes, activation=activation, linear_output=linear_output, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    with torch.no_grad():  # every parameter away from its special start
+        for value in built.parameters():
+            value.add_(0.3 * torch.randn(value.shape, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64))
+    return built
+
+
+def step_by_step(built, u, x0):
+    explicit, x, outputs = built.explicit(), x0, []
+    for k in range(u.shape[1]):
+        x, y = explicit.step(x, u[:, k])
+        outputs.append(y)
+    return torch.stack(outputs, dim=1), x
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+@pytest.mark.parametrize("linear_output", [True, False])
+def test_rollout_equals_the_definition_in_values_and_every_gradient(activation, linear_output):
+    built = network(activation=activation, linear_output=linear_output)
+    rng = torch.Generator().manual_seed(5)
+    u, x0 = (torch.randn(s, generator=rng, dtype=torch.float64).requires_grad_() for s in ((4, 9, 2), (4, 3)))
+    leaves = [u, x0, *built.parameters()]
+    results = []
+    for y, x_last in (built(u, x0), step_by_step(built, u, x0)):
+        results.append((y, x_last, torch.autograd.grad(y.square().sum() + x_last.pow(3).sum(), leaves)))
+    (y1, x1, g1), (y2, x2, g2) = results
+    for a, b in ((y1, y2), (x1, x2), *zip(g1, g2, strict=True)):
+        assert (a - b).abs().max() <= ROUNDING * max(b.abs().max(), 1e-3)
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_adjoint_passes_gradcheck(activation):
+    rng = torch.Generator().manual_seed(0)
+
+    def make(*shape):
+        return (0.5 * torch.randn(*shape, generator=rng, dtype=torch.float64)).requires_grad_()
+
+    args = make(2, 3), make(5, 2, 4), make(5, 2, 3), make(3, 3), make(3, 5), make(4, 3), make(5, 4), make(5)
+    assert torch.autograd.gradcheck(lambda *a: Rollout.apply(activation, *a), args)
+
+
+def test_second_derivatives_are_refused():
+    built = network()
+    y, _ = built(torch.ones(1, 3, 2, dtype=torch.float64))
+    first, = torch.autograd.grad(y.sum(), [built.X], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 6), st.integers(1, 3), st.integers(1, 5), st.lists(st.integers(1, 7), min_size=1, max_size=3), st.floats(0.05, 1.0), st.integers(0, 10_000),
+       st.sampled_from(["relu", "tanh"]))
+def test_two_runs_contract_step_by_step_in_the_metric_at_the_rate(nx, nu, nv, hidden, rate, seed, activation):
+    built = network(seed, activation, ninputs=nu, nstates=nx, noutputs=1, nfeedback=nv, hidden=hidden, contraction_rate=rate)
+    explicit = built.explicit()
+    rng = torch.Generator().manual_seed(seed)
+    one, two = 3 * torch.randn(2, 8, nx, generator=rng, dtype=torch.float64)
+
+    def distance(a, b):
+        return torch.einsum("bi,ij,bj->b", a - b, explicit.metric, a - b).sqrt()
+
+    with torch.no_grad():
+        for _ in range(6):
+            u, before = torch.randn(8, nu, generator=rng, dtype=torch.float64), distance(one, two)
+            one, two = explicit.step(one, u)[0], explicit.step(two, u)[0]
+            assert bool((distance(one, two) <= rate * before * (1 + 1e-9) + 1e-12).all())
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.integers(1, 8), min_size=2, max_size=5), st.floats(1e-3, 1e3), st.integers(0, 10_000), st.booleans())
+def test_lipschitz_network_keeps_its_bound(sizes, bound, seed, linear_output):
+    built = est.LipschitzNetwork(sizes, bound, linear_output=linear_output, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    a, b = 5 * torch.randn(2, 50, sizes[0], generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    with torch.no_grad():
+        gain = (built(a) - built(b)).norm(dim=1) / (a - b).norm(dim=1)
+    assert gain.max() <= bound * (1 + 1e-9)
+
+
+def test_long_memory_start_remembers():
+    built = est.R2DN(1, 4, 4, nfeedback=3, hidden=(5,), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    long_memory(built, torch.Generator().manual_seed(1))
+    A = built.explicit().A.detach().numpy()
+    np.testing.assert_allclose(A, np.diag(np.diag(A)), atol=1e-5)
+    assert np.diag(A).min() > 0.9  # exactly 1 - 0.05 U(0, 1), but for the half of Y - Y' and eps
+
+
+def test_linear_start_is_the_given_observer():
+    A = np.array([[0.9, 0.2], [-0.1, 0.7]])
+    built = est.R2DN(2, 2, 2, nfeedback=3, hidden=(4,), contraction_rate=0.95, dtype=torch.float64)
+    from_linear(built, A, np.array([[1.0, 2], [3, 4]]), np.array([0.5, -0.5]))
+    x, u = torch.tensor([[1.0, -2.0]], dtype=torch.float64), torch.tensor([[0.3, 0.1]], dtype=torch.float64)
+    np.testing.assert_allclose(built.explicit().step(x, u)[0].detach().numpy()[0], A @ [1, -2] + [0.5 + 0.5, 1.3 - 0.5], rtol=1e-9)
+    with pytest.raises(ValueError, match=r"contracts at 0\.99"):
+        from_linear(built, np.diag([0.99, 0.1]), np.zeros((2, 2)), np.zeros(2))
+
+
+@pytest.mark.parametrize(("wrong", "message"), [
+    ({"nstates": 0}, "nstates must be a positive integer"), ({"ninputs": 1.5}, "ninputs"), ({"nfeedback": 0}, "nfeedback"), ({"hidden": ()}, "hidden"),
+    ({"contraction_rate": 1.1}, r"contraction_rate must be in \(0, 1\]"), ({"activation": "gelu"}, "activation must be one of")])
+def test_impossible_sizes_are_named(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        network(**wrong)
+
+
+@pytest.mark.parametrize("sizes", [{"nstates": 1}, {"noutputs": 1}, {"nfeedback": 1}, {"hidden": (1,)}, {"ninputs": 1}])
+def test_smallest_sizes_run_forward_and_backward(sizes):
+    built = network(**sizes)
+    y, x = built(torch.ones(1, 1, built.ninputs, dtype=torch.float64))
+    (y.sum() + x.sum()).backward()
+    for name, value in built.named_parameters():
+        assert value.grad is not None and value.grad.shape == value.shape and bool(torch.isfinite(value.grad).all()), name
