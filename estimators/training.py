@@ -235,12 +235,11 @@ class _Training:
         result = FitResult(checkpoint=None if checkpoint is None else str(checkpoint))
         optimiser = torch.optim.Adam(self.network.parameters(), lr=learning_rate)
         total, done = one_step_updates + updates, 0
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda k: 0.5 * (1 + np.cos(np.pi * min(k / total, 1.0))) + 1e-3)
         best, best_loss = self._copy(), self.validation_loss()
         if not np.isfinite(best_loss):
             best_loss = np.inf
         if resume:
-            best, best_loss, done = self._restore(checkpoint, optimiser, schedule, result)
+            best, best_loss, done = self._restore(checkpoint, optimiser, result)
         began, recent = time.perf_counter() - result.wall_time, []
         every = max(1, min(100, total // 20))
         bar = tqdm(total=total, initial=done, desc="training", disable=not progress, unit="update")
@@ -250,8 +249,8 @@ class _Training:
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(self.network.parameters(), 10.0)
+                optimiser.param_groups[0]["lr"] = learning_rate * (0.5 * (1 + np.cos(np.pi * done / total)) + 1e-3)
                 optimiser.step()
-                schedule.step()
                 done += 1
                 bar.update()
                 recent.append(loss.item())
@@ -294,7 +293,7 @@ class _Training:
         history = {k: v for k, v in asdict(result).items() if k != "interrupted"}
         save_safetensors(path, tensors, {"format": CHECKPOINT_FORMAT, "done": done, "best_loss": best_loss, "history": history, "rng": self.rng.bit_generator.state})
 
-    def _restore(self, path, optimiser, schedule, result):
+    def _restore(self, path, optimiser, result):
         tensors, header = load_safetensors(path, CHECKPOINT_FORMAT)
 
         def part(prefix):
@@ -306,8 +305,6 @@ class _Training:
             raise ValueError(f"{path} belongs to an observer of another size: {error}") from error
         for name, parameter in self.network.named_parameters():
             optimiser.state[parameter] = part(f"adam.{name}.")
-        for _ in range(header["done"]):
-            schedule.step()
         self.rng.bit_generator.state = header["rng"]
         for key, value in header["history"].items():
             setattr(result, key, value)

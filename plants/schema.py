@@ -129,7 +129,18 @@ def validate(dataset: xr.Dataset, model: StateSpaceModel, *, states: bool = Fals
 
 
 def to_tensors(dataset: xr.Dataset) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
-    """Return (x, u, y) as float64 tensors, (trajectory, time, feature); x is None where unknown."""
+    """Take the arrays out of a Dataset.
+
+    Parameters
+    ----------
+    dataset : xarray.Dataset
+        Following the schema.
+
+    Returns
+    -------
+    x, u, y : torch.Tensor
+        float64 copies, (trajectory, time, feature); x is None where the true states are unknown.
+    """
     def tensor(name):
         return torch.from_numpy(np.array(dataset[name].values, dtype=np.float64)) if name in dataset else None
     return tensor("x"), tensor("u"), tensor("y")
@@ -202,7 +213,20 @@ def from_csv(path, model: StateSpaceModel, *, time: str, outputs: Mapping[str, s
 
 
 def save_dataset(dataset: xr.Dataset, path) -> None:
-    """Write netCDF (h5netcdf). Raises ValueError where the place cannot be written."""
+    """Write netCDF (h5netcdf).
+
+    Parameters
+    ----------
+    dataset : xarray.Dataset
+        Trajectories or estimates.
+    path : path-like
+        The file; replaced where it exists.
+
+    Raises
+    ------
+    ValueError
+        The place cannot be written.
+    """
     try:
         dataset.to_netcdf(path, engine="h5netcdf")
     except (OSError, ValueError) as error:
@@ -210,7 +234,16 @@ def save_dataset(dataset: xr.Dataset, path) -> None:
 
 
 def load_dataset(path) -> xr.Dataset:
-    """Read a Dataset written by `save_dataset`.
+    """Read trajectories written by `save_dataset`.
+
+    Parameters
+    ----------
+    path : path-like
+        The file.
+
+    Returns
+    -------
+    xarray.Dataset
 
     Raises
     ------
@@ -228,7 +261,24 @@ def load_dataset(path) -> xr.Dataset:
 
 
 def split(dataset: xr.Dataset, counts: Sequence[int]) -> list[xr.Dataset]:
-    """Cut a Dataset into consecutive groups of trajectories of the given sizes."""
+    """Divide a Dataset into consecutive groups of trajectories.
+
+    Parameters
+    ----------
+    dataset : xarray.Dataset
+        Trajectories.
+    counts : sequence of int
+        Trajectories in each group.
+
+    Returns
+    -------
+    list of xarray.Dataset
+
+    Raises
+    ------
+    ValueError
+        More are asked for than there are.
+    """
     if sum(counts) > dataset.sizes["trajectory"]:
         raise ValueError(f"counts {list(counts)} ask for {sum(counts)} trajectories, the dataset has {dataset.sizes['trajectory']}")
     edges = np.cumsum([0, *counts])
@@ -236,7 +286,25 @@ def split(dataset: xr.Dataset, counts: Sequence[int]) -> list[xr.Dataset]:
 
 
 def cut(dataset: xr.Dataset, steps: int) -> xr.Dataset:
-    """Cut trajectories into pieces of `steps` samples, each a trajectory of its own; a shorter rest is left out."""
+    """Cut trajectories into shorter ones; a rest at the end is left out.
+
+    Parameters
+    ----------
+    dataset : xarray.Dataset
+        Trajectories.
+    steps : int
+        Samples of a piece.
+
+    Returns
+    -------
+    xarray.Dataset
+        The pieces, all first ones first; times start at zero.
+
+    Raises
+    ------
+    ValueError
+        The trajectories are shorter than `steps`.
+    """
     pieces = dataset.sizes["time"] // steps
     if pieces < 1:
         raise ValueError(f"steps is {steps}, the trajectories have only {dataset.sizes['time']} samples")

@@ -56,9 +56,9 @@ def encoder_noise(dt: float, density: float = 5.0) -> GaussianNoise:
 
 
 def scenario() -> Scenario:
-    """2 ms samples, two encoders; Coulomb friction is stiff, hence two substeps."""
+    """2 ms samples, two encoders."""
     return Scenario(
-        measured_double_pendulum(), dt=0.002, substeps=2,
+        measured_double_pendulum(), dt=0.002,
         operating_region={"q1": (-2, 2), "q2": (-2, 2), "v1": (-8, 8), "v2": (-12, 12), "tau1": (-3, 3), "tau2": (-3, 3)},
         noise=encoder_noise(0.002), excitation=steps(0.2), angle_states=("q1", "q2"), angle_outputs=("angle1", "angle2"),
         description="DFKI double pendulum, two encoder angles")

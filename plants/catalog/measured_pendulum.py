@@ -45,10 +45,10 @@ def measured_pendulum(inertia: float = 0.06259, gravity_moment: float = 0.1022, 
 
 
 def scenario() -> Scenario:
-    """5 ms samples, encoder step 0.0029 rad; Coulomb friction is stiff, hence four substeps."""
+    """5 ms samples, encoder step 0.0029 rad; Coulomb friction is stiff, hence two substeps."""
     dt, density = 0.005, 1.0
     return Scenario(
-        measured_pendulum(), dt=dt, substeps=4, operating_region={"position": (-3, 3), "velocity": (-8, 8), "torque": (-2, 2)},
+        measured_pendulum(), dt=dt, substeps=2, operating_region={"position": (-3, 3), "velocity": (-8, 8), "torque": (-2, 2)},
         noise=GaussianNoise([[density * dt**3 / 3, density * dt**2 / 2], [density * dt**2 / 2, density * dt]], [0.0029**2 / 12 + 1e-6]),
         excitation=steps(0.4), angle_states=("position",), angle_outputs=("angle",),
         description="DFKI torque-controlled pendulum, encoder angle")
