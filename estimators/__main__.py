@@ -11,13 +11,31 @@ import matplotlib
 
 def parser() -> argparse.ArgumentParser:
     """Describe the command line."""
-    top = argparse.ArgumentParser(prog="observers", description="Observer design for python-control plants: contracting R2DN observers beside EKF and UKF.")
+    top = argparse.ArgumentParser(
+        prog="observers",
+        description="Observer design for python-control plants: contracting R2DN observers beside EKF and UKF.",
+    )
     commands = top.add_subparsers(dest="command", required=True)
-    bench = commands.add_parser("benchmark", help="tune EKF and UKF, train an observer on the same data, compare and certify",
-                                description="Tune EKF and UKF, train an R2DN observer on the same data, compare them and certify the observer.")
-    bench.add_argument("plant", nargs="?", default="pendulum", metavar="PLANT", help="catalogue name, or module:factory of your own (default: pendulum)")
-    bench.add_argument("--data", metavar="FILE", help="trajectories with true states: netCDF of this toolkit, or CSV with columns 'time' and the plant's labels")
-    bench.add_argument("--out", metavar="DIR", default="results", help="folder for model, estimates and figures (default: results)")
+    bench = commands.add_parser(
+        "benchmark",
+        help="tune EKF and UKF, train an observer on the same data, compare and certify",
+        description="Tune EKF and UKF, train an R2DN observer on the same data, compare them and certify the observer.",
+    )
+    bench.add_argument(
+        "plant",
+        nargs="?",
+        default="pendulum",
+        metavar="PLANT",
+        help="catalogue name, or module:factory of your own (default: pendulum)",
+    )
+    bench.add_argument(
+        "--data",
+        metavar="FILE",
+        help="trajectories with true states: netCDF of this toolkit, or CSV with columns 'time' and the plant's labels",
+    )
+    bench.add_argument(
+        "--out", metavar="DIR", default="results", help="folder for model, estimates and figures (default: results)"
+    )
     bench.add_argument("--dt", type=float, help="sample time, for a bare continuous system of your own")
     bench.add_argument("--seed", type=int, default=0, help="seed of data and training (default: 0)")
     bench.add_argument("--updates", type=int, default=2500, help="rollout updates of the training (default: 2500)")

@@ -54,11 +54,18 @@ def check_measurement(model: StateSpaceModel, u, y) -> tuple[torch.Tensor, torch
     return u, y
 
 
-def stack_steps(estimator: Estimator, state, u: torch.Tensor, y: torch.Tensor, progress=lambda steps: steps) -> Estimate:
+def stack_steps(
+    estimator: Estimator, state, u: torch.Tensor, y: torch.Tensor, progress=lambda steps: steps
+) -> Estimate:
     """Run `step` along the time axis and stack the estimates."""
     estimates = []
     for k in progress(range(y.shape[-2])):
         state, estimate = estimator.step(state, u[..., k, :], y[..., k, :])
         estimates.append(estimate)
     axes = (-2, -2, -3, -3)
-    return Estimate(*(None if parts[0] is None else torch.stack(parts, dim=axis) for parts, axis in zip(zip(*estimates, strict=True), axes, strict=True)))
+    return Estimate(
+        *(
+            None if parts[0] is None else torch.stack(parts, dim=axis)
+            for parts, axis in zip(zip(*estimates, strict=True), axes, strict=True)
+        )
+    )

@@ -19,8 +19,15 @@ KINDS = ("predicted", "filtered")
 PHASES = ("transient", "steady")
 
 
-def benchmark(estimators: Mapping[str, Estimator], dataset: xr.Dataset, *, transient: float | None = None, x0=None, P0=None,
-              progress: bool = False) -> xr.Dataset:
+def benchmark(
+    estimators: Mapping[str, Estimator],
+    dataset: xr.Dataset,
+    *,
+    transient: float | None = None,
+    x0=None,
+    P0=None,
+    progress: bool = False,
+) -> xr.Dataset:
     """Score estimators on trajectories with known states.
 
     All are started from the same told state. The first `transient` units of time, in which the
@@ -58,13 +65,17 @@ def benchmark(estimators: Mapping[str, Estimator], dataset: xr.Dataset, *, trans
     model = next(iter(estimators.values())).model
     for name, estimator in estimators.items():
         if (estimator.model.state_labels, estimator.model.dt) != (model.state_labels, model.dt):
-            raise ValueError(f"estimator {name!r} is for the plant {estimator.model.name!r}, the first for {model.name!r}")
+            raise ValueError(
+                f"estimator {name!r} is for the plant {estimator.model.name!r}, the first for {model.name!r}"
+            )
     validate(dataset, model, states=True)
     truth, steps = dataset["x"].values, dataset.sizes["time"]
     transient = steps * model.dt / 3 if transient is None else transient
     first = round(transient / model.dt)
     if not 0 < first < steps:
-        raise ValueError(f"transient must lie between 0 and the record's length {steps * model.dt:g}, got {transient:g}")
+        raise ValueError(
+            f"transient must lie between 0 and the record's length {steps * model.dt:g}, got {transient:g}"
+        )
     names, nx = list(estimators), model.nstates
     parts = {"transient": slice(0, first), "steady": slice(first, steps)}
     table = np.full((2, len(names), 2, 2, nx), np.nan)  # rmse and nrmse
@@ -85,19 +96,42 @@ def benchmark(estimators: Mapping[str, Estimator], dataset: xr.Dataset, *, trans
         diverged[i] = int((~np.isfinite(error)).any(axis=(1, 2)).sum())
         settling[i] = settling_time(error, dataset["time"].values, table[0, i, 0, 1])
         if estimate.predicted_cov is not None and not diverged[i]:
-            consistency[i] = nees(error[:, parts["steady"]], estimate.predicted_cov[:, parts["steady"]].numpy()).mean() / nx
+            consistency[i] = (
+                nees(error[:, parts["steady"]], estimate.predicted_cov[:, parts["steady"]].numpy()).mean() / nx
+            )
         latency[i] = _step_time(estimators[name], dataset, x0, P0)
     dims = ("estimator", "kind", "phase", "state")
     variables = {
-        "rmse": (dims, table[0]), "nrmse": (dims, table[1]), "settling_time": ("estimator", settling), "nees": ("estimator", consistency),
-        "step_time": ("estimator", latency), "diverged": ("estimator", diverged), "x_hat": (("estimator", "kind", "trajectory", "time", "state"), x_hat)}
+        "rmse": (dims, table[0]),
+        "nrmse": (dims, table[1]),
+        "settling_time": ("estimator", settling),
+        "nees": ("estimator", consistency),
+        "step_time": ("estimator", latency),
+        "diverged": ("estimator", diverged),
+        "x_hat": (("estimator", "kind", "trajectory", "time", "state"), x_hat),
+    }
     if model.matrices is not None and "process_cov" in dataset:
         A, _, C, _ = model.matrices
         limit = steady_state(A, C, dataset["process_cov"].values, dataset["measurement_cov"].values)
         variables["optimum"] = (("kind", "state"), np.sqrt([np.diag(limit.prior_cov), np.diag(limit.posterior_cov)]))
-    coordinates = {"estimator": names, "kind": list(KINDS), "phase": list(PHASES), "state": list(model.state_labels), "time": dataset["time"].values}
-    return xr.Dataset(variables, coordinates, {"plant": model.name, "dt": model.dt, "transient": first * model.dt,
-                                               "time_unit": dataset.attrs.get("time_unit", ""), "trajectories": len(truth)})
+    coordinates = {
+        "estimator": names,
+        "kind": list(KINDS),
+        "phase": list(PHASES),
+        "state": list(model.state_labels),
+        "time": dataset["time"].values,
+    }
+    return xr.Dataset(
+        variables,
+        coordinates,
+        {
+            "plant": model.name,
+            "dt": model.dt,
+            "transient": first * model.dt,
+            "time_unit": dataset.attrs.get("time_unit", ""),
+            "trajectories": len(truth),
+        },
+    )
 
 
 def _step_time(estimator, dataset, x0, P0, steps: int = 60) -> float:
@@ -141,8 +175,15 @@ class BenchmarkAccessor:
                 for name in data["estimator"].values:
                     one = here.sel(estimator=name)
                     steady = float(one["rmse"].sel(phase="steady"))
-                    row = {"estimate": kind, "state": state, "estimator": name, "transient RMSE": float(one["rmse"].sel(phase="transient")),
-                           "steady RMSE": steady, "steady NRMSE": float(one["nrmse"].sel(phase="steady")), "to best": steady / best}
+                    row = {
+                        "estimate": kind,
+                        "state": state,
+                        "estimator": name,
+                        "transient RMSE": float(one["rmse"].sel(phase="transient")),
+                        "steady RMSE": steady,
+                        "steady NRMSE": float(one["nrmse"].sel(phase="steady")),
+                        "to best": steady / best,
+                    }
                     if "optimum" in data:
                         row["to optimum"] = steady / float(here["optimum"])
                     rows.append(row)

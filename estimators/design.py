@@ -57,7 +57,9 @@ def noise_of(dataset: xr.Dataset, model: StateSpaceModel) -> tuple[np.ndarray, n
         v = v[~torch.isnan(v).any(dim=1)]
         Q, R = (np.atleast_2d((a.T @ a / max(len(a), 1)).numpy()) for a in (w, v))
     state_floor, output_floor = ((1e-4 * centre_and_scale(a.numpy())[1]) ** 2 for a in (x, y))
-    return as_covariance(Q + np.diag(state_floor), "process_cov", model.nstates), as_covariance(R + np.diag(output_floor), "measurement_cov", model.noutputs)
+    return as_covariance(Q + np.diag(state_floor), "process_cov", model.nstates), as_covariance(
+        R + np.diag(output_floor), "measurement_cov", model.noutputs
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +112,9 @@ class AffineModel:
         nx, nu = model.nstates, model.ninputs
         c, s = scaling.state_centre, scaling.state_scale
         ci, si = scaling.input_centre, scaling.input_scale
-        regressors = torch.cat([(x - c) / s, (u - ci[:nu]) / si[:nu], torch.ones(len(x), 1, dtype=torch.float64)], dim=1).numpy()
+        regressors = torch.cat(
+            [(x - c) / s, (u - ci[:nu]) / si[:nu], torch.ones(len(x), 1, dtype=torch.float64)], dim=1
+        ).numpy()
         targets = torch.cat([(model.step(x, u) - c) / s, (model.output(x, u) - ci[nu:]) / si[nu:]], dim=1).numpy()
         coefficients, *_ = np.linalg.lstsq(regressors, targets, rcond=None)
         residual = targets - regressors @ coefficients
@@ -118,8 +122,18 @@ class AffineModel:
         M = coefficients.T
         Q, R = noise_of(dataset, model)
         Q, R = Q / np.outer(s, s), R / np.outer(si[nu:], si[nu:])
-        return cls(M[:nx, :nx], M[:nx, nx:nx + nu], M[:nx, -1], M[nx:, :nx], M[nx:, nx:nx + nu], M[nx:, -1], Q, R,
-                   Q + unexplained[:nx, :nx], R + unexplained[nx:, nx:])
+        return cls(
+            M[:nx, :nx],
+            M[:nx, nx : nx + nu],
+            M[:nx, -1],
+            M[nx:, :nx],
+            M[nx:, nx : nx + nu],
+            M[nx:, -1],
+            Q,
+            R,
+            Q + unexplained[:nx, :nx],
+            R + unexplained[nx:, nx:],
+        )
 
     def gains(self, rate: float, states: np.ndarray, inputs: np.ndarray) -> SteadyState:
         """Kalman gains whose predictor contracts at `rate` or faster and tracks best on data.
@@ -145,8 +159,12 @@ class AffineModel:
         best = options[int(np.nanargmin(scores))]
         if self.radius(best) < wanted:
             return best
-        warnings.warn(f"the Kalman predictor contracts at {self.radius(best):.4f} a step, slower than the contraction rate {rate:g} asked for: the observer starts "
-                      "from a faster, noisier gain; a rate closer to 1 allows a more accurate one", UserWarning, stacklevel=3)
+        warnings.warn(
+            f"the Kalman predictor contracts at {self.radius(best):.4f} a step, slower than the contraction rate {rate:g} asked for: the observer starts "
+            "from a faster, noisier gain; a rate closer to 1 allows a more accurate one",
+            UserWarning,
+            stacklevel=3,
+        )
         return steady_state(self.A, self.C, self.Q_fit, self.R_fit, rate=wanted)
 
     def _tracking_error(self, gains, states, inputs) -> float:
@@ -159,14 +177,16 @@ class AffineModel:
             for k in range(len(states) - 1):
                 z = z @ closed + into[k]
                 error.append(z - states[k + 1])
-            square = np.square(error[len(error) // 3:]).mean(axis=(0, 1))
+            square = np.square(error[len(error) // 3 :]).mean(axis=(0, 1))
         return float(np.log(square + np.finfo(float).tiny).mean())
 
     def radius(self, gains: SteadyState) -> float:
         """Spectral radius of the predictor's error dynamics A - L C."""
         return float(np.abs(np.linalg.eigvals(self.A - gains.predictor_gain @ self.C)).max())
 
-    def expected_errors(self, gains: SteadyState, P0: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def expected_errors(
+        self, gains: SteadyState, P0: np.ndarray, steps: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Error variances to be expected at each time after a start, were the plant affine and its noise the only one.
 
         Those of the Kalman filter, but never less than a share of what the stationary observer
@@ -189,6 +209,7 @@ class AffineModel:
         stationary : numpy.ndarray
             (nstates, nstates) predicted covariance of the stationary observer at the end.
         """
+
         def recursion(gain_of):
             P, predicted, filtered = P0, [], []
             for _ in range(steps + 1):

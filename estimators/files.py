@@ -28,8 +28,14 @@ def load_safetensors(path, expected_format: str) -> tuple[dict[str, torch.Tensor
     except (OSError, safetensors.SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"cannot read {path} as a model file: {error}") from error
     if header.get("format") != expected_format:
-        raise ValueError(f"{path} is not a file of this kind (format {header.get('format')!r}, needed {expected_format!r})")
-    bad = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())]
+        raise ValueError(
+            f"{path} is not a file of this kind (format {header.get('format')!r}, needed {expected_format!r})"
+        )
+    bad = [
+        name
+        for name, tensor in tensors.items()
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
+    ]
     if bad:
         raise ValueError(f"{path} holds values that are not finite in {bad}")
     return tensors, header

@@ -113,15 +113,35 @@ class R2DNObserver:
         A size or rate out of range.
     """
 
-    def __init__(self, model: StateSpaceModel, *, nfeedback: int = 16, hidden: Sequence[int] = (48, 48), contraction_rate: float = 0.99,
-                 activation: str = "relu", initialisation: str = "kalman", seed: int = 0):
+    def __init__(
+        self,
+        model: StateSpaceModel,
+        *,
+        nfeedback: int = 16,
+        hidden: Sequence[int] = (48, 48),
+        contraction_rate: float = 0.99,
+        activation: str = "relu",
+        initialisation: str = "kalman",
+        seed: int = 0,
+    ):
         if not isinstance(model, StateSpaceModel):
             raise TypeError(f"model must be a StateSpaceModel as plants.discretize returns, got {type(model).__name__}")
         if initialisation not in ("kalman", "random"):
             raise ValueError(f"initialisation must be 'kalman' or 'random', got {initialisation!r}")
         self.model, self.initialisation, self.seed = model, initialisation, int(seed)
-        self.settings = {"nfeedback": nfeedback, "hidden": list(hidden), "contraction_rate": contraction_rate, "activation": activation}
-        self.network = R2DN(model.ninputs + model.noutputs + 1, model.nstates, 2 * model.nstates, generator=torch.Generator().manual_seed(self.seed), **self.settings)
+        self.settings = {
+            "nfeedback": nfeedback,
+            "hidden": list(hidden),
+            "contraction_rate": contraction_rate,
+            "activation": activation,
+        }
+        self.network = R2DN(
+            model.ninputs + model.noutputs + 1,
+            model.nstates,
+            2 * model.nstates,
+            generator=torch.Generator().manual_seed(self.seed),
+            **self.settings,
+        )
         self._carried = self._find_carried()
         self.scaling: Scaling | None = None
 
@@ -160,7 +180,11 @@ class R2DNObserver:
             return
         K, L, nx = gains.filter_gain, gains.predictor_gain, model.nstates
         silent = np.zeros((nx, 1))
-        closed, into, offset = affine.A - L @ affine.C, np.hstack([affine.B - L @ affine.D, L, silent]), affine.b - L @ affine.d
+        closed, into, offset = (
+            affine.A - L @ affine.C,
+            np.hstack([affine.B - L @ affine.D, L, silent]),
+            affine.b - L @ affine.d,
+        )
         from_linear(self.network, closed, into, offset)
         network = self.network
         with torch.no_grad():
@@ -177,7 +201,9 @@ class R2DNObserver:
         affine = AffineModel.fit(self.model, dataset, x, self.scaling)
         z = (x - self.scaling.state_centre) / self.scaling.state_scale
         sample = slice(None, None, max(1, len(x) // 64))
-        return affine, affine.gains(self.contraction_rate, *(a[sample, :1000].transpose(0, 1).numpy() for a in (z, v[..., :-1])))
+        return affine, affine.gains(
+            self.contraction_rate, *(a[sample, :1000].transpose(0, 1).numpy() for a in (z, v[..., :-1]))
+        )
 
     def fit(self, train: xr.Dataset, validation: xr.Dataset | None = None, **settings) -> FitResult:
         """Train on trajectories; see :func:`estimators.training.fit` for the settings."""
@@ -232,7 +258,9 @@ class R2DNObserver:
         v, shift, held = self.network_input(u[..., None, :], y[..., None, :], state.held, state.startup)
         z, out = state.matrices.step(self._first_frame(state, u, y) + shift[..., 0, :], v[..., 0, :])
         nx = self.model.nstates
-        return ObserverState(z, out[..., nx:], held, state.startup * float(self.scaling.startup_decay), state.matrices), Estimate(self._physical(state.predicted), self._physical(out[..., :nx]))
+        return ObserverState(
+            z, out[..., nx:], held, state.startup * float(self.scaling.startup_decay), state.matrices
+        ), Estimate(self._physical(state.predicted), self._physical(out[..., :nx]))
 
     def estimate_sequence(self, state: ObserverState, u: torch.Tensor, y: torch.Tensor) -> Estimate:
         """Estimate a record: u (..., time, ninputs), y (..., time, noutputs), one rollout."""
@@ -257,9 +285,14 @@ class R2DNObserver:
             return state.z
         scaling = self.scaling
         x = state.z * scaling.state_scale + scaling.state_centre
-        return (self.in_frame_of(x, u, torch.where(torch.isnan(state.held), y, torch.full_like(y, math.nan))) - scaling.state_centre) / scaling.state_scale
+        return (
+            self.in_frame_of(x, u, torch.where(torch.isnan(state.held), y, torch.full_like(y, math.nan)))
+            - scaling.state_centre
+        ) / scaling.state_scale
 
-    def network_input(self, u: torch.Tensor, y: torch.Tensor, held: torch.Tensor | None = None, startup: float = 1.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def network_input(
+        self, u: torch.Tensor, y: torch.Tensor, held: torch.Tensor | None = None, startup: float = 1.0
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Prepare a record for the network: fill gaps, bring angles within a turn, scale.
 
         Parameters
@@ -286,12 +319,16 @@ class R2DNObserver:
         filled = torch.cat([held[..., None, :], y], dim=-2)
         if bool(torch.isnan(y).any()):
             for k in range(1, filled.shape[-2]):
-                filled[..., k, :] = torch.where(torch.isnan(filled[..., k, :]), filled[..., k - 1, :], filled[..., k, :])
+                filled[..., k, :] = torch.where(
+                    torch.isnan(filled[..., k, :]), filled[..., k - 1, :], filled[..., k, :]
+                )
         turns = torch.round((filled[..., 1:, :] - filled[..., :-1, :]) / (2 * math.pi)).nan_to_num(0.0)
         shift = 2 * math.pi * turns @ self._carried / self.scaling.state_scale
         held, y = filled[..., -1, :], filled[..., 1:, :]
-        y = torch.where(torch.isnan(y), self.scaling.input_centre[self.model.ninputs:], y)
-        scaled = (torch.cat([u.expand(*y.shape[:-1], -1), y], dim=-1) - self.scaling.input_centre) / self.scaling.input_scale
+        y = torch.where(torch.isnan(y), self.scaling.input_centre[self.model.ninputs :], y)
+        scaled = (
+            torch.cat([u.expand(*y.shape[:-1], -1), y], dim=-1) - self.scaling.input_centre
+        ) / self.scaling.input_scale
         fading = startup * self.scaling.startup_decay ** torch.arange(y.shape[-2], dtype=torch.float64)
         return torch.cat([scaled, fading[:, None].expand(*scaled.shape[:-1], 1)], dim=-1), shift, held
 
@@ -323,7 +360,9 @@ class R2DNObserver:
 
     def _require_scaling(self):
         if self.scaling is None:
-            raise ValueError("the observer has not seen data yet, which set its scaling: call fit(train) or initialise(train) first")
+            raise ValueError(
+                "the observer has not seen data yet, which set its scaling: call fit(train) or initialise(train) first"
+            )
 
     def save(self, path) -> None:
         """Write parameters and settings to a safetensors file, settings as JSON in its header.
@@ -342,8 +381,19 @@ class R2DNObserver:
         tensors = {f"network.{k}": v.detach().contiguous() for k, v in self.network.state_dict().items()}
         tensors |= {f"scaling.{k}": v for k, v in vars(self.scaling).items()}
         model = self.model
-        header = {"format": FORMAT, "settings": self.settings, "initialisation": self.initialisation, "seed": self.seed,
-                  "plant": {"name": model.name, "dt": model.dt, "states": model.state_labels, "inputs": model.input_labels, "outputs": model.output_labels}}
+        header = {
+            "format": FORMAT,
+            "settings": self.settings,
+            "initialisation": self.initialisation,
+            "seed": self.seed,
+            "plant": {
+                "name": model.name,
+                "dt": model.dt,
+                "states": model.state_labels,
+                "inputs": model.input_labels,
+                "outputs": model.output_labels,
+            },
+        }
         save_safetensors(path, tensors, header)
 
     @classmethod
@@ -368,15 +418,24 @@ class R2DNObserver:
         """
         tensors, header = load_safetensors(path, FORMAT)
         plant = header["plant"]
-        for what, stored, own in (("states", plant["states"], model.state_labels), ("inputs", plant["inputs"], model.input_labels),
-                                  ("outputs", plant["outputs"], model.output_labels), ("sample time", plant["dt"], model.dt)):
+        for what, stored, own in (
+            ("states", plant["states"], model.state_labels),
+            ("inputs", plant["inputs"], model.input_labels),
+            ("outputs", plant["outputs"], model.output_labels),
+            ("sample time", plant["dt"], model.dt),
+        ):
             if (tuple(stored) if isinstance(stored, list) else stored) != own:
-                raise ValueError(f"{path} holds an observer for {plant['name']!r} with {what} {stored}, the model {model.name!r} has {own}")
+                raise ValueError(
+                    f"{path} holds an observer for {plant['name']!r} with {what} {stored}, the model {model.name!r} has {own}"
+                )
         observer = cls(model, **header["settings"], initialisation=header["initialisation"], seed=header["seed"])
         try:
-            observer.network.load_state_dict({k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")})
-            observer.scaling = Scaling(**{k.removeprefix("scaling."): v for k, v in tensors.items() if k.startswith("scaling.")})
+            observer.network.load_state_dict(
+                {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
+            )
+            observer.scaling = Scaling(
+                **{k.removeprefix("scaling."): v for k, v in tensors.items() if k.startswith("scaling.")}
+            )
         except (RuntimeError, TypeError) as error:
             raise ValueError(f"{path} is damaged: {error}") from error
         return observer
-

@@ -59,7 +59,9 @@ def find_plant(name: str) -> ct.InputOutputSystem | Scenario:
     """
     if ":" not in name:
         if name not in SCENARIOS:
-            raise ValueError(f"unknown plant {name!r}: use one of {', '.join(sorted(SCENARIOS))}, or module:factory of your own")
+            raise ValueError(
+                f"unknown plant {name!r}: use one of {', '.join(sorted(SCENARIOS))}, or module:factory of your own"
+            )
         return scenario(name)
     module_name, _, factory_name = name.partition(":")
     if str(Path.cwd()) not in sys.path:
@@ -67,7 +69,9 @@ def find_plant(name: str) -> ct.InputOutputSystem | Scenario:
     try:
         factory = getattr(importlib.import_module(module_name.removesuffix(".py")), factory_name)
     except ModuleNotFoundError as error:
-        raise ValueError(f"cannot import {module_name!r} (searched {Path.cwd()} and the installed packages): {error}") from error
+        raise ValueError(
+            f"cannot import {module_name!r} (searched {Path.cwd()} and the installed packages): {error}"
+        ) from error
     except AttributeError as error:
         raise ValueError(f"{module_name!r} has no {factory_name!r}: {error}") from error
     try:
@@ -75,7 +79,9 @@ def find_plant(name: str) -> ct.InputOutputSystem | Scenario:
     except Exception as error:
         raise ValueError(f"{name} raised {type(error).__name__}: {error}") from error
     if not isinstance(system, Scenario | ct.InputOutputSystem):
-        raise ValueError(f"{name} must return a python-control system or a plants.Scenario, got {type(system).__name__}")
+        raise ValueError(
+            f"{name} must return a python-control system or a plants.Scenario, got {type(system).__name__}"
+        )
     return system
 
 
@@ -89,11 +95,22 @@ def as_scenario(system: ct.InputOutputSystem | Scenario, dt: float | None, say: 
     quiet = simulate(model, trajectories=64, steps=STEPS, seed=0)
     spread = [np.maximum(quiet[name].values.std(axis=(0, 1)), 1e-12) for name in ("x", "y")]
     noise = GaussianNoise((0.02 * spread[0]) ** 2, (0.1 * spread[1]) ** 2)
-    say("defaults for a bare system: starts and inputs within (-1, 1), inputs in steps of ten samples, process noise of 2 % and measurement noise "
-        "of 10 % of each signal's standard deviation; return a plants.Scenario from your factory to choose them")
+    say(
+        "defaults for a bare system: starts and inputs within (-1, 1), inputs in steps of ten samples, process noise of 2 % and measurement noise "
+        "of 10 % of each signal's standard deviation; return a plants.Scenario from your factory to choose them"
+    )
     region = model.operating_region
-    bounds = dict(zip((*model.state_labels, *model.input_labels), zip(np.concatenate([region.state_lower, region.input_lower]),
-                                                                     np.concatenate([region.state_upper, region.input_upper]), strict=True), strict=True))
+    bounds = dict(
+        zip(
+            (*model.state_labels, *model.input_labels),
+            zip(
+                np.concatenate([region.state_lower, region.input_lower]),
+                np.concatenate([region.state_upper, region.input_upper]),
+                strict=True,
+            ),
+            strict=True,
+        )
+    )
     return Scenario(system, model.dt, bounds, noise, time_unit="")
 
 
@@ -108,7 +125,14 @@ def read_data(path, model: StateSpaceModel) -> xr.Dataset:
         def same(labels):
             return {label: label for label in labels if label in columns}
 
-        data = from_csv(path, model, time="time", outputs=same(model.output_labels), inputs=same(model.input_labels), states=same(model.state_labels))
+        data = from_csv(
+            path,
+            model,
+            time="time",
+            outputs=same(model.output_labels),
+            inputs=same(model.input_labels),
+            states=same(model.state_labels),
+        )
     else:
         data = load_dataset(path)
     validate(data, model, states=True)
@@ -127,12 +151,22 @@ def divide(data: xr.Dataset) -> dict[str, xr.Dataset]:
     x = datasets["train"]["x"].values
     if "initial_mean" not in data:  # all that is known of the start of a piece
         for name, part in datasets.items():
-            datasets[name] = part.assign(initial_mean=("state", x.mean(axis=(0, 1))), initial_cov=(("state", "state_"), np.diag(x.var(axis=(0, 1)) + 1e-12)))
+            datasets[name] = part.assign(
+                initial_mean=("state", x.mean(axis=(0, 1))),
+                initial_cov=(("state", "state_"), np.diag(x.var(axis=(0, 1)) + 1e-12)),
+            )
     return datasets
 
 
-def compare(setting: Scenario, data: xr.Dataset | None = None, *, seed: int = 0, updates: int = 2500, progress: bool = True,
-            say: Callable[[str], None] = print) -> Comparison:
+def compare(
+    setting: Scenario,
+    data: xr.Dataset | None = None,
+    *,
+    seed: int = 0,
+    updates: int = 2500,
+    progress: bool = True,
+    say: Callable[[str], None] = print,
+) -> Comparison:
     """Tune EKF and UKF, train an R2DN observer on the same data, compare them on test data and certify the observer.
 
     Parameters
@@ -157,23 +191,37 @@ def compare(setting: Scenario, data: xr.Dataset | None = None, *, seed: int = 0,
     model = setting.model
     say(repr(model))
     if data is None:
-        datasets = {name: setting.simulate(count, STEPS, seed=3 * seed + i) for i, (name, count) in enumerate(COUNTS.items())}
+        datasets = {
+            name: setting.simulate(count, STEPS, seed=3 * seed + i) for i, (name, count) in enumerate(COUNTS.items())
+        }
         noise = setting.noise
-        say("data: simulated, " + ", ".join(f"{count} {name}" for name, count in COUNTS.items()) + f" trajectories of {STEPS} samples")
+        say(
+            "data: simulated, "
+            + ", ".join(f"{count} {name}" for name, count in COUNTS.items())
+            + f" trajectories of {STEPS} samples"
+        )
     else:
         datasets = divide(data)
         noise = GaussianNoise(*noise_of(datasets["train"], model))
-        say("data: given, " + ", ".join(f"{part.sizes['trajectory']} {name}" for name, part in datasets.items()) + f" pieces of {datasets['train'].sizes['time']} samples")
+        say(
+            "data: given, "
+            + ", ".join(f"{part.sizes['trajectory']} {name}" for name, part in datasets.items())
+            + f" pieces of {datasets['train'].sizes['time']} samples"
+        )
     train = datasets["train"]
     estimators = {"EKF": ExtendedKalmanFilter(model, noise), "UKF": UnscentedKalmanFilter(model, noise)}
     for name, estimator in estimators.items():
         tuned = estimator.tune(train)
         deviations = [np.sqrt(np.diag(c)) for c in (tuned.noise.process_cov, tuned.noise.measurement_cov)]
-        say(f"{name} tuned by maximum likelihood: log-likelihood {tuned.log_likelihood_before:.4f} -> {tuned.log_likelihood:.4f} a sample; "
-            f"process noise {_numbers(deviations[0])}, measurement noise {_numbers(deviations[1])} (standard deviations)")
+        say(
+            f"{name} tuned by maximum likelihood: log-likelihood {tuned.log_likelihood_before:.4f} -> {tuned.log_likelihood:.4f} a sample; "
+            f"process noise {_numbers(deviations[0])}, measurement noise {_numbers(deviations[1])} (standard deviations)"
+        )
     observer = R2DNObserver(model, seed=seed)
     history = observer.fit(train, datasets["validation"], updates=updates, seed=seed, progress=progress)
-    say(f"R2DN trained: {sum(p.numel() for p in observer.network.parameters())} parameters, {history.wall_time:.0f} s, kept update {history.best_update}")
+    say(
+        f"R2DN trained: {sum(p.numel() for p in observer.network.parameters())} parameters, {history.wall_time:.0f} s, kept update {history.best_update}"
+    )
     estimators = {"R2DN": observer, **estimators}
     table = benchmark(estimators, datasets["test"])
     certificate = certify(observer, datasets["test"])
@@ -182,4 +230,3 @@ def compare(setting: Scenario, data: xr.Dataset | None = None, *, seed: int = 0,
 
 def _numbers(values) -> str:
     return "(" + ", ".join(f"{v:.3g}" for v in values) + ")"
-

@@ -17,7 +17,9 @@ def _time_label(table: xr.Dataset) -> str:
     return f"time [{unit}]" if unit else "time"
 
 
-def plot_estimates(table: xr.Dataset, dataset: xr.Dataset, model: StateSpaceModel, *, trajectory: int = 0, kind: str = "predicted") -> Figure:
+def plot_estimates(
+    table: xr.Dataset, dataset: xr.Dataset, model: StateSpaceModel, *, trajectory: int = 0, kind: str = "predicted"
+) -> Figure:
     """True states of one trajectory with every estimate of it.
 
     Parameters
@@ -37,7 +39,9 @@ def plot_estimates(table: xr.Dataset, dataset: xr.Dataset, model: StateSpaceMode
     -------
     matplotlib.figure.Figure
     """
-    figure, axes = plt.subplots(model.nstates, 1, sharex=True, figsize=(8, 1.9 * model.nstates + 0.8), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        model.nstates, 1, sharex=True, figsize=(8, 1.9 * model.nstates + 0.8), squeeze=False, layout="constrained"
+    )
     times = table["time"].values
 
     def shown(values):
@@ -47,7 +51,9 @@ def plot_estimates(table: xr.Dataset, dataset: xr.Dataset, model: StateSpaceMode
     measured = {s: o for s, o in zip(model.state_labels, _measured_states(model), strict=True) if o is not None}
     for i, (axis, state) in enumerate(zip(axes[:, 0], model.state_labels, strict=True)):
         if state in measured:
-            y = wrap(torch.from_numpy(dataset["y"].values[trajectory].copy()), model.output_is_angle).numpy()[:, measured[state]]
+            y = wrap(torch.from_numpy(dataset["y"].values[trajectory].copy()), model.output_is_angle).numpy()[
+                :, measured[state]
+            ]
             axis.plot(times, y, ".", color="0.75", markersize=3, label="measured")
         axis.plot(times, truth[:, i], "k", linewidth=1.5, label="true")
         for name in table["estimator"].values:
@@ -64,10 +70,14 @@ def _measured_states(model):
     """For each state the output that measures it directly, or None."""
     x, u = (torch.from_numpy(a) for a in model.operating_region.sample(4, seed=2))
     y = model.output(x, u)
-    return [next((j for j in range(model.noutputs) if torch.equal(y[:, j], x[:, i])), None) for i in range(model.nstates)]
+    return [
+        next((j for j in range(model.noutputs) if torch.equal(y[:, j], x[:, i])), None) for i in range(model.nstates)
+    ]
 
 
-def plot_error_decay(table: xr.Dataset, dataset: xr.Dataset, model: StateSpaceModel, *, kind: str = "predicted") -> Figure:
+def plot_error_decay(
+    table: xr.Dataset, dataset: xr.Dataset, model: StateSpaceModel, *, kind: str = "predicted"
+) -> Figure:
     """How fast a wrong start is forgotten: RMS error over trajectories, each state over its true RMS, log axis.
 
     Parameters
@@ -88,7 +98,11 @@ def plot_error_decay(table: xr.Dataset, dataset: xr.Dataset, model: StateSpaceMo
         error = errors(model, table["x_hat"].sel(estimator=name, kind=kind).values, truth) / size
         axis.semilogy(table["time"].values, np.sqrt(np.mean(np.square(error), axis=(0, 2))), label=str(name))
     axis.axvline(table.attrs["transient"], color="0.7", linestyle=":", label="end of the transient")
-    axis.set(xlabel=_time_label(table), ylabel="RMS error / standard deviation of the state", title=f"{table.attrs['plant']}: {len(truth)} wrong starts, {kind}")
+    axis.set(
+        xlabel=_time_label(table),
+        ylabel="RMS error / standard deviation of the state",
+        title=f"{table.attrs['plant']}: {len(truth)} wrong starts, {kind}",
+    )
     axis.grid(True, which="both", alpha=0.3)
     axis.legend()
     return figure

@@ -27,28 +27,57 @@ def format_table(table: xr.Dataset) -> str:
     """
     unit = table.attrs.get("time_unit", "")
     states, lines = [str(s) for s in table["state"].values], []
-    lines.append(f"{table.attrs['plant']}: {table.attrs['trajectories']} test trajectories from wrong starts, transient = first {table.attrs['transient']:g} {unit}".rstrip())
+    lines.append(
+        f"{table.attrs['plant']}: {table.attrs['trajectories']} test trajectories from wrong starts, transient = first {table.attrs['transient']:g} {unit}".rstrip()
+    )
     head = ["", *(f"{s} RMSE" for s in states), *(f"{s} /best" for s in states), *(f"{s} transient" for s in states)]
     for kind in ("predicted", "filtered"):
         here = table["rmse"].sel(kind=kind)
         steady, transient = here.sel(phase="steady").values, here.sel(phase="transient").values
-        rows = [[str(name), *(f"{v:.4g}" for v in steady[i]), *(f"{v:.3f}" for v in steady[i] / np.nanmin(steady, axis=0)), *(f"{v:.4g}" for v in transient[i])]
-                for i, name in enumerate(table["estimator"].values)]
+        rows = [
+            [
+                str(name),
+                *(f"{v:.4g}" for v in steady[i]),
+                *(f"{v:.3f}" for v in steady[i] / np.nanmin(steady, axis=0)),
+                *(f"{v:.4g}" for v in transient[i]),
+            ]
+            for i, name in enumerate(table["estimator"].values)
+        ]
         if "optimum" in table:
             limit = table["optimum"].sel(kind=kind).values
-            rows.append(["optimum", *(f"{v:.4g}" for v in limit), *(f"{v:.3f}" for v in limit / np.nanmin(steady, axis=0)), *("" for _ in states)])
+            rows.append(
+                [
+                    "optimum",
+                    *(f"{v:.4g}" for v in limit),
+                    *(f"{v:.3f}" for v in limit / np.nanmin(steady, axis=0)),
+                    *("" for _ in states),
+                ]
+            )
         lines += ["", f"{kind} ({MEANING[kind]})", *_columns([head, *rows])]
     rows = [["", "settles after" + (f" [{unit}]" if unit else ""), "NEES/n", "step [us]", "diverged"]]
     for i, name in enumerate(table["estimator"].values):
         nees = table["nees"].values[i]
-        rows.append([str(name), f"{table['settling_time'].values[i]:.3g}", "-" if np.isnan(nees) else f"{nees:.2f}",
-                     f"{1e6 * table['step_time'].values[i]:.0f}", str(table["diverged"].values[i])])
+        rows.append(
+            [
+                str(name),
+                f"{table['settling_time'].values[i]:.3g}",
+                "-" if np.isnan(nees) else f"{nees:.2f}",
+                f"{1e6 * table['step_time'].values[i]:.0f}",
+                str(table["diverged"].values[i]),
+            ]
+        )
     return "\n".join([*lines, "", *_columns(rows)])
 
 
 def _columns(rows: list[list[str]]) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  " + "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows]
+    return [
+        "  "
+        + "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
 
 
 def check_writable(folder: Path) -> None:
@@ -80,9 +109,18 @@ def write_results(result: Comparison, folder: Path) -> list[Path]:
     name, test = result.model.name, result.datasets["test"]
     paths = [folder / f"{name}_observer.safetensors", folder / f"{name}_estimates.nc"]
     result.estimators["R2DN"].save(paths[0])
-    save_dataset(result.table.assign(x=(("trajectory", "time", "state"), test["x"].values), y=(("trajectory", "time", "output"), test["y"].values)), paths[1])
-    figures = {"states": plotting.plot_estimates(result.table, test, result.model), "error_decay": plotting.plot_error_decay(result.table, test, result.model),
-               "training": plotting.plot_training(result.history)}
+    save_dataset(
+        result.table.assign(
+            x=(("trajectory", "time", "state"), test["x"].values),
+            y=(("trajectory", "time", "output"), test["y"].values),
+        ),
+        paths[1],
+    )
+    figures = {
+        "states": plotting.plot_estimates(result.table, test, result.model),
+        "error_decay": plotting.plot_error_decay(result.table, test, result.model),
+        "training": plotting.plot_training(result.history),
+    }
     for title, figure in figures.items():
         paths.append(folder / f"{name}_{title}.png")
         figure.savefig(paths[-1], dpi=120)

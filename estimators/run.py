@@ -57,7 +57,16 @@ def run(estimator: Estimator, dataset: xr.Dataset, *, x0=None, P0=None, progress
             variables[name] = ((*dims, "state_"), getattr(estimate, name).numpy())
     coordinates = {name: dataset.coords[name] for name in ("time", "state", "trajectory") if name in dataset.coords}
     coordinates.setdefault("state", list(estimator.model.state_labels))
-    return xr.Dataset(variables, coordinates, {"schema": SCHEMA, "plant": estimator.model.name, "estimator": type(estimator).__name__, "dt": estimator.model.dt})
+    return xr.Dataset(
+        variables,
+        coordinates,
+        {
+            "schema": SCHEMA,
+            "plant": estimator.model.name,
+            "estimator": type(estimator).__name__,
+            "dt": estimator.model.dt,
+        },
+    )
 
 
 def estimate_batch(estimator: Estimator, dataset: xr.Dataset, *, x0=None, P0=None, progress: bool = False) -> Estimate:
@@ -84,6 +93,10 @@ def estimate_batch(estimator: Estimator, dataset: xr.Dataset, *, x0=None, P0=Non
     if bool(bad.any()):
         lost = bad.any(dim=1).nonzero().flatten()
         first = int(bad[lost[0]].nonzero()[0])
-        warnings.warn(f"{name} diverged on {len(lost)} of {len(y)} trajectories, first on trajectory {int(lost[0])} at time step {first}; "
-                      "its estimates there are NaN", UserWarning, stacklevel=3)
+        warnings.warn(
+            f"{name} diverged on {len(lost)} of {len(y)} trajectories, first on trajectory {int(lost[0])} at time step {first}; "
+            "its estimates there are NaN",
+            UserWarning,
+            stacklevel=3,
+        )
     return estimate

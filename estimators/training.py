@@ -49,9 +49,22 @@ class FitResult:
     checkpoint: str | None = None
 
 
-def fit(observer, train: xr.Dataset, validation: xr.Dataset | None = None, *, updates: int = 2000, one_step_updates: int = 500, horizon: int = 100,
-        batch: int = 64, learning_rate: float | None = None, patience: int | None = None, seed: int = 0, checkpoint=None, resume: bool = False,
-        progress: bool = True) -> FitResult:
+def fit(
+    observer,
+    train: xr.Dataset,
+    validation: xr.Dataset | None = None,
+    *,
+    updates: int = 2000,
+    one_step_updates: int = 500,
+    horizon: int = 100,
+    batch: int = 64,
+    learning_rate: float | None = None,
+    patience: int | None = None,
+    seed: int = 0,
+    checkpoint=None,
+    resume: bool = False,
+    progress: bool = True,
+) -> FitResult:
     """Train an observer: first on one step, then on rollouts.
 
     One step: from x_k plus an error drawn from the stationary covariance, with the noisy
@@ -103,7 +116,12 @@ def fit(observer, train: xr.Dataset, validation: xr.Dataset | None = None, *, up
         The loss is not finite; parameters are the best before that.
     """
     model = observer.model
-    for name, value, least in (("updates", updates, 0), ("one_step_updates", one_step_updates, 0), ("horizon", horizon, 2), ("batch", batch, 1)):
+    for name, value, least in (
+        ("updates", updates, 0),
+        ("one_step_updates", one_step_updates, 0),
+        ("horizon", horizon, 2),
+        ("batch", batch, 1),
+    ):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
     if updates + one_step_updates == 0:
@@ -123,7 +141,14 @@ def fit(observer, train: xr.Dataset, validation: xr.Dataset | None = None, *, up
     if observer.scaling is None:
         observer.initialise(train)
     return _Training(observer, train, validation, horizon, batch, seed).run(
-        updates, one_step_updates, learning_rate, patience, None if checkpoint is None else Path(checkpoint), resume, progress)
+        updates,
+        one_step_updates,
+        learning_rate,
+        patience,
+        None if checkpoint is None else Path(checkpoint),
+        resume,
+        progress,
+    )
 
 
 class _Records:
@@ -138,7 +163,11 @@ class _Records:
         self.startup = v[0, :, -1].to(dtype).contiguous()
         self.v = v.transpose(0, 1).to(dtype).contiguous()
         # the turn a state takes on its way to sample k + 1
-        self.shift = torch.cat([shift[:, 1:], shift[:, :1] * 0], dim=1).transpose(0, 1).to(dtype).contiguous() if bool(shift.any()) else None
+        self.shift = (
+            torch.cat([shift[:, 1:], shift[:, :1] * 0], dim=1).transpose(0, 1).to(dtype).contiguous()
+            if bool(shift.any())
+            else None
+        )
         mean = torch.from_numpy(dataset["initial_mean"].values) if "initial_mean" in dataset else None
         self.told = None if mean is None else ((mean - scaling.state_centre) / scaling.state_scale).to(dtype)
         self.steps, self.count = self.z.shape[:2]
@@ -155,12 +184,18 @@ class _Training:
         self.horizon = min(horizon, self.train.steps - 1)
         self.rng = np.random.default_rng(seed)
         scale = observer.scaling.state_scale.numpy()
-        P0 = train["initial_cov"].values / np.outer(scale, scale) if "initial_cov" in train else np.diag(self.train.z.double().var(dim=(0, 1)).numpy())
+        P0 = (
+            train["initial_cov"].values / np.outer(scale, scale)
+            if "initial_cov" in train
+            else np.diag(self.train.z.double().var(dim=(0, 1)).numpy())
+        )
         self.start_factor = torch.from_numpy(covariance_factor(P0)).to(self.dtype)
         longest = max(self.horizon, self.validation.steps - 1)
         affine, gains = observer.linear_design(train)
         predicted, filtered, stationary = affine.expected_errors(gains, P0, longest)
-        self.predicted_weight, self.filtered_weight = (torch.from_numpy(1 / v).to(self.dtype)[:, None] for v in (predicted, filtered))
+        self.predicted_weight, self.filtered_weight = (
+            torch.from_numpy(1 / v).to(self.dtype)[:, None] for v in (predicted, filtered)
+        )
         self.one_step_factor = torch.from_numpy(covariance_factor(stationary)).to(self.dtype)
         self.learning_rate = RELATIVE_LEARNING_RATE * float(np.exp(np.log(np.diag(stationary)).mean() / 2))
         turn = torch.where(observer.model.state_is_angle, 2 * np.pi / observer.scaling.state_scale, torch.inf)
@@ -169,7 +204,9 @@ class _Training:
     def square(self, difference):
         if self.turn is not None:
             turns = torch.round(difference / self.turn)
-            difference = difference - torch.where(torch.isinf(self.turn), torch.zeros_like(turns), turns * self.turn.nan_to_num(posinf=0.0))
+            difference = difference - torch.where(
+                torch.isinf(self.turn), torch.zeros_like(turns), turns * self.turn.nan_to_num(posinf=0.0)
+            )
         return difference.square()
 
     def normal(self, *shape):
@@ -185,7 +222,7 @@ class _Training:
             first[at_start] = 0
         index = torch.from_numpy(first)[None] + torch.arange(self.horizon + 1)[:, None]
         z, v = data.z[index, which], data.v[index[:-1], which]
-        v[..., -1] = data.startup[:self.horizon, None]  # every window is a start of its own
+        v[..., -1] = data.startup[: self.horizon, None]  # every window is a start of its own
         shift = None if data.shift is None else data.shift[index[:-1], which]
         start = z[0] + self.normal(self.batch, z.shape[-1]) @ self.start_factor.T
         if data.told is not None:
@@ -195,14 +232,17 @@ class _Training:
     def rollout_loss(self, start, z, v, shift):
         nx, steps = z.shape[-1], len(v)
         states, out = self.network.explicit().collapse().rollout(start, v, shift)
-        weight = self.predicted_weight[1:steps + 1]
+        weight = self.predicted_weight[1 : steps + 1]
         if shift is not None:
             out = torch.cat([out[..., :nx], out[..., nx:] + shift], dim=-1)
         loss = self.loss(out[..., nx:], z[1:], weight, out[..., :nx], z[:-1], self.filtered_weight[:steps])
         return loss + STATE_SHARE * (self.square(states[1:] - z[1:]) * weight).mean()
 
     def loss(self, predicted, after, predicted_weight, filtered, now, filtered_weight):
-        return ((self.square(predicted - after) * predicted_weight).mean() + (self.square(filtered - now) * filtered_weight).mean()) / 2
+        return (
+            (self.square(predicted - after) * predicted_weight).mean()
+            + (self.square(filtered - now) * filtered_weight).mean()
+        ) / 2
 
     def one_step_loss(self):
         data, size = self.train, 32 * self.batch
@@ -218,12 +258,20 @@ class _Training:
         if data.shift is not None:
             state = state + data.shift[when, which]
         weights = self.predicted_weight[-1], self.filtered_weight[-1]
-        return (self.loss(out[:, nx:], after, weights[0], out[:, :nx], now, weights[1]) + (self.square(state - after) * weights[0]).mean()) / 2
+        return (
+            self.loss(out[:, nx:], after, weights[0], out[:, :nx], now, weights[1])
+            + (self.square(state - after) * weights[0]).mean()
+        ) / 2
 
     def validation_loss(self):
         data = self.validation
         if data.told is None:  # a fixed wrong start, the same at every evaluation
-            error = torch.from_numpy(np.random.default_rng(0).standard_normal((data.count, data.z.shape[-1]))).to(self.dtype) @ self.start_factor.T
+            error = (
+                torch.from_numpy(np.random.default_rng(0).standard_normal((data.count, data.z.shape[-1]))).to(
+                    self.dtype
+                )
+                @ self.start_factor.T
+            )
             start = data.z[0] + error
         else:
             start = data.told.expand(data.count, -1)
@@ -262,8 +310,10 @@ class _Training:
                 result.validation_loss.append(value)
                 bar.set_postfix(train=f"{result.train_loss[-1]:.3f}", validation=f"{value:.3f}")
                 if not np.isfinite(result.train_loss[-1]):
-                    raise FloatingPointError(f"the training loss is not finite at update {done}; the observer keeps the parameters of update {result.best_update}: "
-                                             "try a smaller learning_rate")
+                    raise FloatingPointError(
+                        f"the training loss is not finite at update {done}; the observer keeps the parameters of update {result.best_update}: "
+                        "try a smaller learning_rate"
+                    )
                 recent = []
                 if value < best_loss:
                     best, best_loss, result.best_update = self._copy(), value, done
@@ -275,7 +325,9 @@ class _Training:
         except KeyboardInterrupt:
             result.interrupted = True
             where = f", stored in {checkpoint}" if checkpoint is not None and result.updates else ""
-            tqdm.write(f"training interrupted after {done} of {total} updates; the observer holds the best parameters, those of update {result.best_update}{where}")
+            tqdm.write(
+                f"training interrupted after {done} of {total} updates; the observer holds the best parameters, those of update {result.best_update}{where}"
+            )
         finally:
             bar.close()
             self.network.load_state_dict(best)
@@ -291,7 +343,17 @@ class _Training:
             for key, value in optimiser.state[parameter].items():
                 tensors[f"adam.{name}.{key}"] = value.clone()
         history = {k: v for k, v in asdict(result).items() if k != "interrupted"}
-        save_safetensors(path, tensors, {"format": CHECKPOINT_FORMAT, "done": done, "best_loss": best_loss, "history": history, "rng": self.rng.bit_generator.state})
+        save_safetensors(
+            path,
+            tensors,
+            {
+                "format": CHECKPOINT_FORMAT,
+                "done": done,
+                "best_loss": best_loss,
+                "history": history,
+                "rng": self.rng.bit_generator.state,
+            },
+        )
 
     def _restore(self, path, optimiser, result):
         tensors, header = load_safetensors(path, CHECKPOINT_FORMAT)

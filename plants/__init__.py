@@ -9,14 +9,37 @@ from plants.catalog.measured_pendulum import measured_pendulum
 from plants.catalog.pendulum import pendulum
 from plants.catalog.quadruple_tank import quadruple_tank
 from plants.catalog.van_der_pol import van_der_pol
-from plants.model import OperatingRegion, StateSpaceModel, discretize
+from plants.model import StateSpaceModel, discretize
 from plants.noise import BiasedNoise, GaussianNoise, OutlierNoise
+from plants.region import OperatingRegion
 from plants.schema import cut, from_arrays, from_csv, load_dataset, save_dataset, split, to_tensors, validate
 from plants.simulate import simulate
 
 __all__ = [
-    "SCENARIOS", "BiasedNoise", "GaussianNoise", "OperatingRegion", "OutlierNoise", "Scenario", "StateSpaceModel",
-    "array_namespace", "cut", "discretize", "from_arrays", "from_csv", "load_dataset", "mass_spring_damper", "measured_double_pendulum",
-    "measured_pendulum", "pendulum", "quadruple_tank", "save_dataset", "scenario", "signals", "simulate", "split", "to_tensors",
-    "validate", "van_der_pol",
+    "SCENARIOS",
+    "BiasedNoise",
+    "GaussianNoise",
+    "OperatingRegion",
+    "OutlierNoise",
+    "Scenario",
+    "StateSpaceModel",
+    "array_namespace",
+    "cut",
+    "discretize",
+    "from_arrays",
+    "from_csv",
+    "load_dataset",
+    "mass_spring_damper",
+    "measured_double_pendulum",
+    "measured_pendulum",
+    "pendulum",
+    "quadruple_tank",
+    "save_dataset",
+    "scenario",
+    "signals",
+    "simulate",
+    "split",
+    "to_tensors",
+    "validate",
+    "van_der_pol",
 ]

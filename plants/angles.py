@@ -23,4 +23,3 @@ def wrap(values: torch.Tensor, is_angle: torch.Tensor) -> torch.Tensor:
     if not bool(is_angle.any()):
         return values
     return torch.where(is_angle, torch.remainder(values + math.pi, 2 * math.pi) - math.pi, values)
-

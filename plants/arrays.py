@@ -59,7 +59,9 @@ def as_tensor(value, name: str, size: int | None = None, *, finite: bool = True)
         The last axis has another length, or `value` is not finite.
     """
     try:
-        tensor = value if isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value, dtype=_real_dtype(value)))
+        tensor = (
+            value if isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value, dtype=_real_dtype(value)))
+        )
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name} must be an array of real numbers, got {value!r}") from error
     if tensor.is_complex():
@@ -108,11 +110,15 @@ def as_covariance(value, name: str, size: int) -> np.ndarray:
     elif matrix.shape == (size,):
         matrix = np.diag(matrix)
     if matrix.shape != (size, size):
-        raise ValueError(f"{name} must be a scalar, ({size},) variances or a ({size}, {size}) matrix, got shape {matrix.shape}")
+        raise ValueError(
+            f"{name} must be a scalar, ({size},) variances or a ({size}, {size}) matrix, got shape {matrix.shape}"
+        )
     scale = np.sqrt(np.outer(np.abs(np.diag(matrix)), np.abs(np.diag(matrix)))) + np.finfo(float).tiny
     if np.any(np.abs(matrix - matrix.T) > 1e-8 * scale):
         i, j = np.unravel_index(np.argmax(np.abs(matrix - matrix.T) / scale), matrix.shape)
-        raise ValueError(f"{name} must be symmetric, got entries {matrix[i, j]:g} and {matrix[j, i]:g} at ({i}, {j}) and ({j}, {i})")
+        raise ValueError(
+            f"{name} must be symmetric, got entries {matrix[i, j]:g} and {matrix[j, i]:g} at ({i}, {j}) and ({j}, {i})"
+        )
     matrix = (matrix + matrix.T) / 2
     # judged as a correlation matrix, so that units (1e-9 beside 1e6) do not hide a negative eigenvalue
     deviation = np.sqrt(np.maximum(np.diag(matrix), 0))

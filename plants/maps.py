@@ -39,7 +39,9 @@ def as_columns(result, size: int, batch: int | None) -> np.ndarray:
     if isinstance(result, list | tuple):
         result = [np.asarray(item, dtype=float) for item in result]
         shape = () if batch is None else (batch,)
-        result = np.stack([np.broadcast_to(np.squeeze(item) if item.ndim > len(shape) else item, shape) for item in result])
+        result = np.stack(
+            [np.broadcast_to(np.squeeze(item) if item.ndim > len(shape) else item, shape) for item in result]
+        )
     result = np.asarray(result, dtype=float)
     if result.ndim == (0 if batch is None else 1) and size == 1:
         result = result[None]
@@ -76,14 +78,20 @@ def evaluate_columns(function: Callable, size: int, name: str, t: float, x: np.n
         try:
             value = as_columns(function(t, xi.copy(), ui.copy()), size, None)
         except Exception as error:
-            raise PlantFunctionError(f"{name} raised {type(error).__name__}: {error} (at t={t}, x={xi}, u={ui})") from error
+            raise PlantFunctionError(
+                f"{name} raised {type(error).__name__}: {error} (at t={t}, x={xi}, u={ui})"
+            ) from error
         if value.shape != (size,):
-            raise PlantFunctionError(f"{name} returned an array of shape {value.shape}, needed ({size},) (at t={t}, x={xi}, u={ui})")
+            raise PlantFunctionError(
+                f"{name} returned an array of shape {value.shape}, needed ({size},) (at t={t}, x={xi}, u={ui})"
+            )
         values[i] = value
     return values
 
 
-def central_differences(function: Callable, x: np.ndarray, u: np.ndarray, x_width: np.ndarray, u_width: np.ndarray) -> np.ndarray:
+def central_differences(
+    function: Callable, x: np.ndarray, u: np.ndarray, x_width: np.ndarray, u_width: np.ndarray
+) -> np.ndarray:
     """Differentiate ``function(x, u)`` by central differences, step scaled to each state and input.
 
     Parameters
@@ -153,6 +161,7 @@ def _autodiff(function, size):
         if not isinstance(result, torch.Tensor):
             raise TypeError(f"returned {type(result).__name__} for tensors")
         return (result[None] if result.ndim == 1 and size == 1 else result).T
+
     return call
 
 
@@ -164,11 +173,14 @@ def _traced(function, nx, nu):
 def _numpy(function, size, name, vectorised):
     def call(x, u, t):
         if x.requires_grad or u.requires_grad:
-            raise TypeError(f"{name} could not be differentiated automatically: use linearize(), which takes central differences")
+            raise TypeError(
+                f"{name} could not be differentiated automatically: use linearize(), which takes central differences"
+            )
         xs, us = x.numpy(), u.numpy()
         if not vectorised:
             return torch.from_numpy(evaluate_columns(function, size, name, t, xs, us))
         return torch.from_numpy(np.ascontiguousarray(as_columns(function(t, xs.T, us.T), size, len(xs)).T))
+
     return call
 
 
@@ -219,7 +231,9 @@ def build_map(function: Callable, size: int, name: str, region) -> PlantMap:
         slope = central_differences(original, x, u, *width)
     usable = np.isfinite(truth).all(axis=1) & np.isfinite(slope).all(axis=(1, 2))
     if not usable.any():
-        raise ValueError(f"{name} is not finite at any of {batch} random points of the operating region: give operating_region= where the plant lives")
+        raise ValueError(
+            f"{name} is not finite at any of {batch} random points of the operating region: give operating_region= where the plant lives"
+        )
     x, u, truth, slope = x[usable], u[usable], truth[usable], slope[usable]
     if len(x) in (nx, nu, size):  # keep the batch length different from every other length
         x, u, truth, slope = (np.concatenate([a, a[:1]]) for a in (x, u, truth, slope))
@@ -234,10 +248,15 @@ def build_map(function: Callable, size: int, name: str, region) -> PlantMap:
             warnings.simplefilter("ignore")
             try:
                 call = make()
-                value, jacobian = row_jacobian(lambda a, b: call(a, b, PROBE_TIME), torch.from_numpy(x), torch.from_numpy(u))
+                value, jacobian = row_jacobian(
+                    lambda a, b: call(a, b, PROBE_TIME), torch.from_numpy(x), torch.from_numpy(u)
+                )
             # any failure here only means that the route does not apply; the reason is kept and told
             except Exception as error:
-                return None, f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+                return (
+                    None,
+                    f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}",
+                )
         if not values_agree(value.numpy()):
             return None, "its values differ from the function's own"
         if np.abs((jacobian.numpy() - slope) * np.concatenate(width)).max() > JACOBIAN_TOLERANCE * slope_scale:
@@ -259,5 +278,8 @@ def build_map(function: Callable, size: int, name: str, region) -> PlantMap:
             vectorised = False
     warnings.warn(
         f"{name} could not be traced to a differentiable graph ({reason}); Jacobians come from central differences"
-        + ("" if vectorised else " and the function is called one column at a time"), UserWarning, stacklevel=4)
+        + ("" if vectorised else " and the function is called one column at a time"),
+        UserWarning,
+        stacklevel=4,
+    )
     return PlantMap(_numpy(function, size, name, vectorised), "finite difference", vectorised)

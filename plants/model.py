@@ -4,7 +4,6 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import control as ct
 import numpy as np
@@ -12,72 +11,13 @@ import scipy.linalg
 import torch
 
 from plants.arrays import as_tensor
-from plants.maps import ROUTES, build_map, central_differences, row_jacobian
+from plants.flow import flow_of, linear_flow
+from plants.maps import ROUTES, central_differences, row_jacobian
+from plants.region import OperatingRegion
 
 SUBSTEP_TOLERANCE = 1e-4
 """Largest change of one step, relative to the operating region's width, that halving the
 integration step may cause before `discretize` warns."""
-
-
-class OperatingRegion(NamedTuple):
-    """Box of states and inputs in which a model is probed, sampled and plotted.
-
-    Attributes
-    ----------
-    state_lower, state_upper : numpy.ndarray
-        (nstates,), in the plant's units.
-    input_lower, input_upper : numpy.ndarray
-        (ninputs,), in the plant's units.
-    """
-
-    state_lower: np.ndarray
-    state_upper: np.ndarray
-    input_lower: np.ndarray
-    input_upper: np.ndarray
-
-    @property
-    def state_width(self) -> np.ndarray:
-        """Width of the box in each state, (nstates,)."""
-        return self.state_upper - self.state_lower
-
-    @property
-    def input_width(self) -> np.ndarray:
-        """Width of the box in each input, (ninputs,)."""
-        return self.input_upper - self.input_lower
-
-    @property
-    def state_centre(self) -> np.ndarray:
-        """Centre of the box, (nstates,)."""
-        return (self.state_upper + self.state_lower) / 2
-
-    @property
-    def input_centre(self) -> np.ndarray:
-        """Centre of the box, (ninputs,)."""
-        return (self.input_upper + self.input_lower) / 2
-
-    def sample(self, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Draw uniform points: states (count, nstates) and inputs (count, ninputs)."""
-        rng = np.random.default_rng(seed)
-        return (rng.uniform(self.state_lower, self.state_upper, (count, len(self.state_lower))),
-                rng.uniform(self.input_lower, self.input_upper, (count, len(self.input_lower))))
-
-    @classmethod
-    def from_bounds(cls, bounds, states: Sequence[str], inputs: Sequence[str]) -> "OperatingRegion":
-        """Build from ``{label: (lower, upper)}``; labels left out get (-1, 1)."""
-        if isinstance(bounds, OperatingRegion):
-            return bounds
-        bounds = dict(bounds or {})
-        unknown = bounds.keys() - {*states, *inputs}
-        if unknown:
-            raise ValueError(f"operating_region names {sorted(unknown)}; this plant has states {list(states)} and inputs {list(inputs)}")
-        for label, pair in bounds.items():
-            if len(pair) != 2 or not -math.inf < pair[0] < pair[1] < math.inf:
-                raise ValueError(f"operating_region[{label!r}] must be (lower, upper) with lower < upper, got {pair!r}")
-
-        def column(labels, side):
-            return np.array([bounds.get(label, (-1.0, 1.0))[side] for label in labels], dtype=float)
-
-        return cls(column(states, 0), column(states, 1), column(inputs, 0), column(inputs, 1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,8 +91,10 @@ class StateSpaceModel:
         return torch.tensor([label in self.angle_outputs for label in self.output_labels])
 
     def __repr__(self) -> str:
-        return (f"<StateSpaceModel {self.name!r}: {self.nstates} states, {self.ninputs} inputs, {self.noutputs} outputs; "
-                f"{self.time_base}; Jacobians: {self.jacobian_source}>")
+        return (
+            f"<StateSpaceModel {self.name!r}: {self.nstates} states, {self.ninputs} inputs, {self.noutputs} outputs; "
+            f"{self.time_base}; Jacobians: {self.jacobian_source}>"
+        )
 
     def step(self, x, u=None, t: float = 0.0) -> torch.Tensor:
         """Advance the state by one sample.
@@ -225,8 +167,11 @@ class StateSpaceModel:
             raise ValueError(f"u is missing: {self.name!r} has the inputs {list(self.input_labels)}")
         u = x.new_zeros(0) if u is None else as_tensor(u, "u", self.ninputs, finite=False)
         lead = torch.broadcast_shapes(x.shape[:-1], u.shape[:-1])
-        return (x.expand(*lead, self.nstates).reshape(lead.numel(), self.nstates),
-                u.expand(*lead, self.ninputs).reshape(lead.numel(), self.ninputs), lead)
+        return (
+            x.expand(*lead, self.nstates).reshape(lead.numel(), self.nstates),
+            u.expand(*lead, self.ninputs).reshape(lead.numel(), self.ninputs),
+            lead,
+        )
 
     def _batched(self, function, x, u, t):
         x, u, lead = self._flatten(x, u)
@@ -237,34 +182,35 @@ class StateSpaceModel:
         n = self.noutputs if first else self.nstates
         if self.matrices is not None:
             value = function(x, u, t)
-            jacobian = torch.from_numpy(np.hstack(self.matrices[first:first + 2])).expand(*lead, n, -1)
+            jacobian = torch.from_numpy(np.hstack(self.matrices[first : first + 2])).expand(*lead, n, -1)
         elif self.jacobian_source == ROUTES[-1]:
             region = self.operating_region
             value = function(x, u, t)
-            jacobian = torch.from_numpy(central_differences(
-                lambda a, b: function(torch.from_numpy(a), torch.from_numpy(b), t).numpy(),
-                x.numpy(), u.numpy(), region.state_width, region.input_width))
+            jacobian = torch.from_numpy(
+                central_differences(
+                    lambda a, b: function(torch.from_numpy(a), torch.from_numpy(b), t).numpy(),
+                    x.numpy(),
+                    u.numpy(),
+                    region.state_width,
+                    region.input_width,
+                )
+            )
         else:
             value, jacobian = row_jacobian(lambda a, b: function(a, b, t), x, u)
         jacobian = jacobian.reshape(*lead, n, self.nstates + self.ninputs)
-        return value.reshape(*lead, n), jacobian[..., :self.nstates], jacobian[..., self.nstates:]
+        return value.reshape(*lead, n), jacobian[..., : self.nstates], jacobian[..., self.nstates :]
 
 
-class _Flow(NamedTuple):
-    """A plant, or part of one, before sampling: rhs and output on (batch, feature) tensors."""
-
-    nstates: int
-    ninputs: int
-    noutputs: int
-    rhs: Callable
-    output: Callable
-    route: str
-    vectorised: bool
-    feedthrough: bool
-
-
-def discretize(sys, dt: float | None = None, *, method: str = "rk4", substeps: int = 1, operating_region: Mapping | None = None,
-               angle_states: Sequence[str] = (), angle_outputs: Sequence[str] = ()) -> StateSpaceModel:
+def discretize(
+    sys,
+    dt: float | None = None,
+    *,
+    method: str = "rk4",
+    substeps: int = 1,
+    operating_region: Mapping | None = None,
+    angle_states: Sequence[str] = (),
+    angle_outputs: Sequence[str] = (),
+) -> StateSpaceModel:
     """Turn a python-control system into a sampled :class:`StateSpaceModel`.
 
     Linear continuous plants are sampled exactly; nonlinear ones are integrated with a fixed
@@ -322,22 +268,42 @@ def discretize(sys, dt: float | None = None, *, method: str = "rk4", substeps: i
     if isinstance(sys, ct.TransferFunction):
         realised = ct.ss(sys.minreal() if sys.issiso() else sys)
         realised.dt, realised.name = sys.dt, sys.name
-        warnings.warn(f"transfer function {sys.name!r} was realised with {realised.nstates} states without physical meaning", UserWarning, stacklevel=2)
+        warnings.warn(
+            f"transfer function {sys.name!r} was realised with {realised.nstates} states without physical meaning",
+            UserWarning,
+            stacklevel=2,
+        )
         sys = realised
     if not isinstance(sys, ct.StateSpace | ct.NonlinearIOSystem):
-        raise TypeError(f"sys must be a python-control StateSpace, TransferFunction, NonlinearIOSystem or InterconnectedSystem, got {type(sys).__name__}")
+        raise TypeError(
+            f"sys must be a python-control StateSpace, TransferFunction, NonlinearIOSystem or InterconnectedSystem, got {type(sys).__name__}"
+        )
     if not sys.nstates:
-        raise TypeError(f"{sys.name!r} has no states to estimate" if sys.nstates == 0 else f"{sys.name!r} does not say how many states it has: give states= to nlsys")
+        raise TypeError(
+            f"{sys.name!r} has no states to estimate"
+            if sys.nstates == 0
+            else f"{sys.name!r} does not say how many states it has: give states= to nlsys"
+        )
     if sys.ninputs is None or not sys.noutputs:
-        raise TypeError(f"{sys.name!r} does not say its inputs and outputs: give inputs= (0 for none) and outputs= when it is made")
+        raise TypeError(
+            f"{sys.name!r} does not say its inputs and outputs: give inputs= (0 for none) and outputs= when it is made"
+        )
     continuous, dt, time_base = _time_base(sys, dt)
     states, inputs, outputs = (tuple(labels) for labels in (sys.state_labels, sys.input_labels, sys.output_labels))
     for what, given, known in (("angle_states", angle_states, states), ("angle_outputs", angle_outputs, outputs)):
         if isinstance(given, str) or set(given) - set(known):
             raise ValueError(f"{what} must be a list out of {list(known)}, got {given!r}")
     region = OperatingRegion.from_bounds(operating_region, states, inputs)
-    common = dict(name=sys.name, dt=dt, state_labels=states, input_labels=inputs, output_labels=outputs, operating_region=region,
-                  angle_states=tuple(angle_states), angle_outputs=tuple(angle_outputs))
+    common = dict(
+        name=sys.name,
+        dt=dt,
+        state_labels=states,
+        input_labels=inputs,
+        output_labels=outputs,
+        operating_region=region,
+        angle_states=tuple(angle_states),
+        angle_outputs=tuple(angle_outputs),
+    )
 
     if isinstance(sys, ct.StateSpace):
         A, B, C, D = (np.array(m, dtype=float) for m in (sys.A, sys.B, sys.C, sys.D))
@@ -346,31 +312,51 @@ def discretize(sys, dt: float | None = None, *, method: str = "rk4", substeps: i
             exponential = scipy.linalg.expm(dt * np.block([[A, B], [np.zeros((B.shape[1], nx + B.shape[1]))]]))
             A, B = exponential[:nx, :nx], exponential[:nx, nx:]
             time_base += ", sampled exactly"
-        flow = _linear_flow(A, B, C, D)
-        return StateSpaceModel(**common, jacobian_source="linear", vectorised=True, time_base=time_base, matrices=(A, B, C, D),
-                               _step=flow.rhs, _output=flow.output)
+        flow = linear_flow(A, B, C, D)
+        return StateSpaceModel(
+            **common,
+            jacobian_source="linear",
+            vectorised=True,
+            time_base=time_base,
+            matrices=(A, B, C, D),
+            _step=flow.rhs,
+            _output=flow.output,
+        )
 
-    flow = _flow(sys, sys.params, region)
+    flow = flow_of(sys, sys.params, region)
     if continuous:
         time_base += f", {method} with {substeps} substep{'s' if substeps > 1 else ''}"
         step = _sampled(flow.rhs, dt, method, substeps)
         _check_substeps(flow.rhs, dt, method, substeps, region, sys.name)
     else:
         step = flow.rhs
-    return StateSpaceModel(**common, jacobian_source=flow.route, vectorised=flow.vectorised, time_base=time_base, matrices=None,
-                           _step=step, _output=flow.output)
+    return StateSpaceModel(
+        **common,
+        jacobian_source=flow.route,
+        vectorised=flow.vectorised,
+        time_base=time_base,
+        matrices=None,
+        _step=step,
+        _output=flow.output,
+    )
 
 
 def _time_base(sys, dt):
-    if dt is not None and (isinstance(dt, bool) or not isinstance(dt, int | float | np.number) or not 0 < float(dt) < math.inf):
+    if dt is not None and (
+        isinstance(dt, bool) or not isinstance(dt, int | float | np.number) or not 0 < float(dt) < math.inf
+    ):
         raise ValueError(f"dt must be a positive number, got {dt!r}")
     unspecified = sys.dt is None or sys.dt is True
     if dt is None and (unspecified or sys.dt == 0):
         kind = "is continuous (dt=0)" if not unspecified else f"does not say its sample time (dt={sys.dt})"
         raise ValueError(f"{sys.name!r} {kind}: give dt= to discretize")
     if sys.dt is None:
-        warnings.warn(f"{sys.name!r} has dt=None, neither continuous nor discrete: taken as a difference equation sampled at dt={dt:g}; "
-                      "make it with dt=0 if it is a differential equation, with dt=True if not", UserWarning, stacklevel=3)
+        warnings.warn(
+            f"{sys.name!r} has dt=None, neither continuous nor discrete: taken as a difference equation sampled at dt={dt:g}; "
+            "make it with dt=0 if it is a differential equation, with dt=True if not",
+            UserWarning,
+            stacklevel=3,
+        )
     if unspecified:
         return False, float(dt), f"discrete, dt = {dt:g} given by the caller"
     if sys.dt == 0:
@@ -378,80 +364,6 @@ def _time_base(sys, dt):
     if dt is not None and not math.isclose(dt, sys.dt, rel_tol=1e-9):
         raise ValueError(f"{sys.name!r} is discrete with dt={sys.dt:g}, in conflict with dt={dt:g}")
     return False, float(sys.dt), f"discrete, dt = {sys.dt:g} of the plant"
-
-
-def _linear_flow(A, B, C, D) -> _Flow:
-    At, Bt, Ct, Dt = (torch.from_numpy(np.ascontiguousarray(m.T, dtype=float)) for m in (A, B, C, D))
-    return _Flow(len(A), B.shape[1], len(C), lambda x, u, t: x @ At + u @ Bt, lambda x, u, t: x @ Ct + u @ Dt, "linear", True, bool(np.any(D)))
-
-
-def _flow(sys, params, region: OperatingRegion) -> _Flow:
-    if isinstance(sys, ct.StateSpace):
-        return _linear_flow(sys.A, sys.B, sys.C, sys.D)
-    if isinstance(sys, ct.InterconnectedSystem):
-        return _interconnected_flow(sys, params, region)
-    params, update, measure = dict(params), sys.updfcn, sys.outfcn
-    rhs = output = None
-    if sys.nstates:
-        rhs = build_map(lambda t, x, u: update(t, x, u, params), sys.nstates, f"update function of {sys.name!r}", region)
-    if measure is not None:
-        output = build_map(lambda t, x, u: measure(t, x, u, params), sys.noutputs, f"output function of {sys.name!r}", region)
-    elif sys.noutputs != sys.nstates:
-        raise ValueError(f"{sys.name!r} has no output function, so its {sys.noutputs} outputs would have to be its {sys.nstates} states")
-    maps = [m for m in (rhs, output) if m is not None]
-    return _Flow(sys.nstates, sys.ninputs, sys.noutputs,
-                 rhs.function if rhs else (lambda x, u, t: x), output.function if output else (lambda x, u, t: x),
-                 max((m.route for m in maps), key=ROUTES.index), all(m.vectorised for m in maps), output is not None)
-
-
-def _interconnected_flow(sys, params, region: OperatingRegion) -> _Flow:
-    # A parameter whose value in the interconnection is none of its blocks' own was set on purpose there; the
-    # rest are the merge by name that python-control makes, in which the last block would win for all.
-    overrides = {k: v for k, v in params.items() if not any(k in s.params and s.params[k] is v for s in sys.syslist)}
-    parts, start_x, start_u = [], 0, 0
-    n_inputs, n_outputs = sys.connect_map.shape
-    u_lower, u_upper = (_signal_bounds(sys, region, side) for side in (0, 1))
-    for part in sys.syslist:
-        xs, us = slice(start_x, start_x + part.nstates), slice(start_u, start_u + part.ninputs)
-        start_x, start_u = xs.stop, us.stop
-        own = OperatingRegion(region.state_lower[xs], region.state_upper[xs], u_lower[us], u_upper[us])
-        parts.append((_flow(part, {**part.params, **{k: v for k, v in overrides.items() if k in part.params}}, own), xs, us))
-    connect, external, out = (torch.from_numpy(np.array(m, dtype=float).T) for m in (sys.connect_map, sys.input_map, sys.output_map))
-    passes = 1 + sum(part.feedthrough for part, _, _ in parts)
-
-    def signals(x, u, t):
-        outside = u @ external
-        ylist = [None] * len(parts)
-        ulist = outside
-        for index in range(passes):
-            for i, (part, xs, us) in enumerate(parts):
-                if index == 0 or part.feedthrough:
-                    ylist[i] = part.output(x[:, xs], ulist[:, us], t)
-            ulist = torch.cat(ylist, dim=1) @ connect + outside
-        return ulist, torch.cat(ylist, dim=1)
-
-    def rhs(x, u, t):
-        ulist, _ = signals(x, u, t)
-        return torch.cat([part.rhs(x[:, xs], ulist[:, us], t) for part, xs, us in parts if part.nstates], dim=1)
-
-    def output(x, u, t):
-        ulist, ylist = signals(x, u, t)
-        return torch.cat([ylist, ulist], dim=1) @ out
-
-    x, u = (torch.from_numpy(a) for a in region.sample(5, seed=0))
-    ulist, ylist = signals(x, u, 0.0)
-    again = torch.cat([part.output(x[:, xs], ulist[:, us], 0.0) for part, xs, us in parts], dim=1)
-    if not torch.allclose(again, ylist, rtol=1e-12, atol=1e-300, equal_nan=True):
-        raise ValueError(f"{sys.name!r} has an algebraic loop: an output depends on itself at the same instant")
-    return _Flow(sys.nstates, sys.ninputs, sys.noutputs, rhs, output, max((p.route for p, _, _ in parts), key=ROUTES.index),
-                 all(p.vectorised for p, _, _ in parts), any(p.feedthrough for p, _, _ in parts))
-
-
-def _signal_bounds(sys, region, side):
-    """Probe inputs of the blocks where the outer input drives them directly, (-1, 1) elsewhere."""
-    outer = (region.input_lower, region.input_upper)[side]
-    direct = np.abs(sys.input_map) @ np.abs(outer)
-    return (-1.0, 1.0)[side] * np.where(np.any(sys.input_map, axis=1), np.maximum(direct, 1e-12), 1.0)
 
 
 def _rk4(f, x, u, t, h):
@@ -498,6 +410,14 @@ def _check_substeps(rhs, dt, method, substeps, region, name):
     while error > SUBSTEP_TOLERANCE and count < 1024 * substeps:
         error, fine = change(2 * count, fine)
         count *= 2
-    remedy = f"use substeps={count // 2}" if error <= SUBSTEP_TOLERANCE else "no number of substeps up to 1024 settles it: use a smaller dt or check the plant and operating_region"
-    warnings.warn(f"integrating {name!r} with substeps={substeps} at dt={dt:g} is coarse: halving the step changes the next state by "
-                  f"{first:.2g} of the operating region's width (limit {SUBSTEP_TOLERANCE:g}); {remedy}", UserWarning, stacklevel=3)
+    remedy = (
+        f"use substeps={count // 2}"
+        if error <= SUBSTEP_TOLERANCE
+        else "no number of substeps up to 1024 settles it: use a smaller dt or check the plant and operating_region"
+    )
+    warnings.warn(
+        f"integrating {name!r} with substeps={substeps} at dt={dt:g} is coarse: halving the step changes the next state by "
+        f"{first:.2g} of the operating region's width (limit {SUBSTEP_TOLERANCE:g}); {remedy}",
+        UserWarning,
+        stacklevel=3,
+    )

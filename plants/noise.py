@@ -37,7 +37,9 @@ class GaussianNoise:
         """Raise ValueError unless the covariances fit a plant of these sizes."""
         for name, size, what in (("process_cov", nstates, "states"), ("measurement_cov", noutputs, "outputs")):
             if len(getattr(self, name)) != size:
-                raise ValueError(f"{name} must be ({size}, {size}) for the plant's {size} {what}, got {getattr(self, name).shape}")
+                raise ValueError(
+                    f"{name} must be ({size}, {size}) for the plant's {size} {what}, got {getattr(self, name).shape}"
+                )
 
     def _unit(self, rng: np.random.Generator, shape: tuple) -> np.ndarray:
         """White noise with unit variance."""

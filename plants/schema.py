@@ -18,10 +18,24 @@ from plants.arrays import as_covariance, as_tensor
 from plants.model import StateSpaceModel
 
 SCHEMA = "contracting-observers trajectories 1"
-_DIMS = {"x": ("trajectory", "time", "state"), "u": ("trajectory", "time", "input"), "y": ("trajectory", "time", "output")}
+_DIMS = {
+    "x": ("trajectory", "time", "state"),
+    "u": ("trajectory", "time", "input"),
+    "y": ("trajectory", "time", "output"),
+}
 
 
-def from_arrays(model: StateSpaceModel, *, y, u=None, x=None, initial_mean=None, initial_cov=None, noise=None, attrs: Mapping | None = None) -> xr.Dataset:
+def from_arrays(
+    model: StateSpaceModel,
+    *,
+    y,
+    u=None,
+    x=None,
+    initial_mean=None,
+    initial_cov=None,
+    noise=None,
+    attrs: Mapping | None = None,
+) -> xr.Dataset:
     """Build a Dataset from arrays, one trajectory or many.
 
     Parameters
@@ -56,14 +70,18 @@ def from_arrays(model: StateSpaceModel, *, y, u=None, x=None, initial_mean=None,
     if bool(torch.isinf(y).any()):
         raise ValueError("y holds infinite values: use NaN for what was not measured")
     if y.ndim not in (2, 3):
-        raise ValueError(f"y must have shape (time, {model.noutputs}) or (trajectory, time, {model.noutputs}), got {tuple(y.shape)}")
+        raise ValueError(
+            f"y must have shape (time, {model.noutputs}) or (trajectory, time, {model.noutputs}), got {tuple(y.shape)}"
+        )
     arrays = {"y": y}
     arrays["u"] = y.new_zeros(*y.shape[:-1], 0) if u is None else as_tensor(u, "u", model.ninputs)
     if x is not None:
         arrays["x"] = as_tensor(x, "x", model.nstates)
     for name, array in arrays.items():
         if array.shape[:-1] != y.shape[:-1]:
-            raise ValueError(f"{name} has shape {tuple(array.shape)}, which does not go with y of shape {tuple(y.shape)}")
+            raise ValueError(
+                f"{name} has shape {tuple(array.shape)}, which does not go with y of shape {tuple(y.shape)}"
+            )
     if y.ndim == 2:
         arrays = {name: array[None] for name, array in arrays.items()}
     variables = {name: (_DIMS[name], array.numpy()) for name, array in arrays.items()}
@@ -75,14 +93,23 @@ def from_arrays(model: StateSpaceModel, *, y, u=None, x=None, initial_mean=None,
         noise.check_sizes(model.nstates, model.noutputs)
         variables["process_cov"] = (("state", "state_"), noise.process_cov)
         variables["measurement_cov"] = (("output", "output_"), noise.measurement_cov)
-    coordinates = {"state": list(model.state_labels), "output": list(model.output_labels),
-                   "time": np.arange(y.shape[-2]) * model.dt}
+    coordinates = {
+        "state": list(model.state_labels),
+        "output": list(model.output_labels),
+        "time": np.arange(y.shape[-2]) * model.dt,
+    }
     if model.ninputs:  # netCDF cannot store a string coordinate of length zero
         coordinates["input"] = list(model.input_labels)
     region = model.operating_region
-    described = {"schema": SCHEMA, "plant": model.name, "dt": model.dt,
-                 "angle_states": ",".join(model.angle_states), "angle_outputs": ",".join(model.angle_outputs),
-                 "state_lower": region.state_lower, "state_upper": region.state_upper}
+    described = {
+        "schema": SCHEMA,
+        "plant": model.name,
+        "dt": model.dt,
+        "angle_states": ",".join(model.angle_states),
+        "angle_outputs": ",".join(model.angle_outputs),
+        "state_lower": region.state_lower,
+        "state_upper": region.state_upper,
+    }
     return xr.Dataset(variables, coordinates, described | dict(attrs or {}))
 
 
@@ -106,11 +133,16 @@ def validate(dataset: xr.Dataset, model: StateSpaceModel, *, states: bool = Fals
         Variables, dimensions, labels, sample time or values are wrong.
     """
     if not isinstance(dataset, xr.Dataset):
-        raise TypeError(f"the data must be an xarray.Dataset as simulate() and from_arrays() make, got {type(dataset).__name__}")
+        raise TypeError(
+            f"the data must be an xarray.Dataset as simulate() and from_arrays() make, got {type(dataset).__name__}"
+        )
     needed = ["u", "y"] + ["x"] * states
     missing = [name for name in needed if name not in dataset]
     if missing:
-        raise ValueError(f"the dataset lacks {missing}; it holds {sorted(dataset.data_vars)}" + (": true states are needed here" if missing == ["x"] else ""))
+        raise ValueError(
+            f"the dataset lacks {missing}; it holds {sorted(dataset.data_vars)}"
+            + (": true states are needed here" if missing == ["x"] else "")
+        )
     labels = {"x": model.state_labels, "u": model.input_labels, "y": model.output_labels}
     for name in [n for n in ("x", "u", "y") if n in dataset]:
         if dataset[name].dims != _DIMS[name]:
@@ -118,14 +150,18 @@ def validate(dataset: xr.Dataset, model: StateSpaceModel, *, states: bool = Fals
         dim = _DIMS[name][-1]
         found = tuple(str(v) for v in dataset[dim].values) if dim in dataset.coords else ("",) * dataset.sizes[dim]
         if (found != labels[name]) if dim in dataset.coords else (len(found) != len(labels[name])):
-            raise ValueError(f"{dim} labels of the dataset {list(found)} are not those of the plant {model.name!r}, {list(labels[name])}")
+            raise ValueError(
+                f"{dim} labels of the dataset {list(found)} are not those of the plant {model.name!r}, {list(labels[name])}"
+            )
     dt = dataset.attrs.get("dt")
     if dt is None or not np.isclose(dt, model.dt, rtol=1e-9):
         raise ValueError(f"the dataset is sampled at dt={dt}, the plant {model.name!r} at dt={model.dt:g}")
     for name in ("x", "u"):
         if name in dataset and not np.isfinite(dataset[name].values).all():
             at = np.argwhere(~np.isfinite(dataset[name].values))[0].tolist()
-            raise ValueError(f"{name} must be finite, got {dataset[name].values[tuple(at)]} at trajectory {at[0]}, time step {at[1]}, {_DIMS[name][-1]} {at[2]}")
+            raise ValueError(
+                f"{name} must be finite, got {dataset[name].values[tuple(at)]} at trajectory {at[0]}, time step {at[1]}, {_DIMS[name][-1]} {at[2]}"
+            )
 
 
 def to_tensors(dataset: xr.Dataset) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
@@ -141,13 +177,23 @@ def to_tensors(dataset: xr.Dataset) -> tuple[torch.Tensor | None, torch.Tensor, 
     x, u, y : torch.Tensor
         float64 copies, (trajectory, time, feature); x is None where the true states are unknown.
     """
+
     def tensor(name):
         return torch.from_numpy(np.array(dataset[name].values, dtype=np.float64)) if name in dataset else None
+
     return tensor("x"), tensor("u"), tensor("y")
 
 
-def from_csv(path, model: StateSpaceModel, *, time: str, outputs: Mapping[str, str], inputs: Mapping[str, str] | None = None,
-             states: Mapping[str, str] | None = None, resample: bool = False) -> xr.Dataset:
+def from_csv(
+    path,
+    model: StateSpaceModel,
+    *,
+    time: str,
+    outputs: Mapping[str, str],
+    inputs: Mapping[str, str] | None = None,
+    states: Mapping[str, str] | None = None,
+    resample: bool = False,
+) -> xr.Dataset:
     """Read one measured trajectory from a CSV file with a header.
 
     Parameters
@@ -179,7 +225,11 @@ def from_csv(path, model: StateSpaceModel, *, time: str, outputs: Mapping[str, s
     except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise ValueError(f"cannot read {path} as CSV: {error}") from error
     inputs, states = dict(inputs or {}), dict(states or {})
-    for what, mapping, known in (("outputs", outputs, model.output_labels), ("inputs", inputs, model.input_labels), ("states", states, model.state_labels)):
+    for what, mapping, known in (
+        ("outputs", outputs, model.output_labels),
+        ("inputs", inputs, model.input_labels),
+        ("states", states, model.state_labels),
+    ):
         if set(mapping) - set(known):
             raise ValueError(f"{what} names {sorted(set(mapping) - set(known))}, the plant has {list(known)}")
     columns = [time, *outputs.values(), *inputs.values(), *states.values()]
@@ -189,7 +239,9 @@ def from_csv(path, model: StateSpaceModel, *, time: str, outputs: Mapping[str, s
     if set(inputs) != set(model.input_labels):
         raise ValueError(f"inputs must name a column for each of {list(model.input_labels)}, got {sorted(inputs)}")
     if states and set(states) != set(model.state_labels):
-        raise ValueError(f"states must name a column for each of {list(model.state_labels)} or be left out, got {sorted(states)}")
+        raise ValueError(
+            f"states must name a column for each of {list(model.state_labels)} or be left out, got {sorted(states)}"
+        )
     try:
         seconds = table[time].to_numpy(dtype=float)
         values = {c: table[c].to_numpy(dtype=float) for c in columns}
@@ -201,15 +253,28 @@ def from_csv(path, model: StateSpaceModel, *, time: str, outputs: Mapping[str, s
     if resample:
         values = {c: np.interp(grid, seconds, v) for c, v in values.items()}
     elif len(grid) != len(seconds) or np.abs(grid - seconds).max() > 0.05 * model.dt:
-        raise ValueError(f"the samples of {path} are not {model.dt:g} apart (median {np.median(np.diff(seconds)):g}, from {np.diff(seconds).min():g} "
-                         f"to {np.diff(seconds).max():g}): give the model this dt, or resample=True to interpolate")
+        raise ValueError(
+            f"the samples of {path} are not {model.dt:g} apart (median {np.median(np.diff(seconds)):g}, from {np.diff(seconds).min():g} "
+            f"to {np.diff(seconds).max():g}): give the model this dt, or resample=True to interpolate"
+        )
     length = len(grid) if resample else len(seconds)
 
     def stack(labels, mapping):
-        return np.stack([values[mapping[label]] if label in mapping else np.full(length, np.nan) for label in labels], axis=-1) if labels else None
+        return (
+            np.stack(
+                [values[mapping[label]] if label in mapping else np.full(length, np.nan) for label in labels], axis=-1
+            )
+            if labels
+            else None
+        )
 
-    return from_arrays(model, y=stack(model.output_labels, outputs), u=stack(model.input_labels, inputs),
-                       x=stack(model.state_labels, states) if states else None, attrs={"source": str(Path(path).name)})
+    return from_arrays(
+        model,
+        y=stack(model.output_labels, outputs),
+        u=stack(model.input_labels, inputs),
+        x=stack(model.state_labels, states) if states else None,
+        attrs={"source": str(Path(path).name)},
+    )
 
 
 def save_dataset(dataset: xr.Dataset, path) -> None:
@@ -256,7 +321,9 @@ def load_dataset(path) -> xr.Dataset:
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read {path} as netCDF: {error}") from error
     if dataset.attrs.get("schema") != SCHEMA:
-        raise ValueError(f"{path} is netCDF but not a trajectory dataset of this toolkit (attribute schema is {dataset.attrs.get('schema')!r}, needed {SCHEMA!r})")
+        raise ValueError(
+            f"{path} is netCDF but not a trajectory dataset of this toolkit (attribute schema is {dataset.attrs.get('schema')!r}, needed {SCHEMA!r})"
+        )
     return dataset
 
 
@@ -280,7 +347,9 @@ def split(dataset: xr.Dataset, counts: Sequence[int]) -> list[xr.Dataset]:
         More are asked for than there are.
     """
     if sum(counts) > dataset.sizes["trajectory"]:
-        raise ValueError(f"counts {list(counts)} ask for {sum(counts)} trajectories, the dataset has {dataset.sizes['trajectory']}")
+        raise ValueError(
+            f"counts {list(counts)} ask for {sum(counts)} trajectories, the dataset has {dataset.sizes['trajectory']}"
+        )
     edges = np.cumsum([0, *counts])
     return [dataset.isel(trajectory=slice(a, b)) for a, b in zip(edges[:-1], edges[1:], strict=True)]
 
@@ -308,7 +377,12 @@ def cut(dataset: xr.Dataset, steps: int) -> xr.Dataset:
     pieces = dataset.sizes["time"] // steps
     if pieces < 1:
         raise ValueError(f"steps is {steps}, the trajectories have only {dataset.sizes['time']} samples")
-    parts = [dataset.isel(time=slice(i * steps, (i + 1) * steps)).assign_coords(time=dataset["time"].values[:steps] - dataset["time"].values[0]) for i in range(pieces)]
+    parts = [
+        dataset.isel(time=slice(i * steps, (i + 1) * steps)).assign_coords(
+            time=dataset["time"].values[:steps] - dataset["time"].values[0]
+        )
+        for i in range(pieces)
+    ]
     records = xr.concat([part[list(_DIMS.keys() & part.data_vars)] for part in parts], dim="trajectory")
     rest = dataset.drop_vars(list(_DIMS.keys() & dataset.data_vars))
     return records.assign({name: rest[name] for name in rest.data_vars}).assign_attrs(dataset.attrs)

@@ -13,8 +13,17 @@ from plants.noise import GaussianNoise
 from plants.schema import from_arrays
 
 
-def simulate(model: StateSpaceModel, *, trajectories: int, steps: int, seed: int, noise: GaussianNoise | None = None,
-             inputs: Callable | np.ndarray | None = None, initial_mean=None, initial_cov=None) -> xr.Dataset:
+def simulate(
+    model: StateSpaceModel,
+    *,
+    trajectories: int,
+    steps: int,
+    seed: int,
+    noise: GaussianNoise | None = None,
+    inputs: Callable | np.ndarray | None = None,
+    initial_mean=None,
+    initial_cov=None,
+) -> xr.Dataset:
     """Simulate trajectories of a plant with noise, all in one batch.
 
     x_{k+1} = f(x_k, u_k) + w_k and y_k = h(x_k, u_k) + v_k for k = 0 ... steps-1.
@@ -53,7 +62,9 @@ def simulate(model: StateSpaceModel, *, trajectories: int, steps: int, seed: int
             raise ValueError(f"{name} must be a positive integer, got {value!r}")
     region = model.operating_region
     mean = as_tensor(region.state_centre if initial_mean is None else initial_mean, "initial_mean", model.nstates)
-    covariance = as_covariance((region.state_width / 6) ** 2 if initial_cov is None else initial_cov, "initial_cov", model.nstates)
+    covariance = as_covariance(
+        (region.state_width / 6) ** 2 if initial_cov is None else initial_cov, "initial_cov", model.nstates
+    )
     if noise is not None:
         noise.check_sizes(model.nstates, model.noutputs)
     rng = np.random.default_rng(seed)
@@ -70,11 +81,21 @@ def simulate(model: StateSpaceModel, *, trajectories: int, steps: int, seed: int
             x[k + 1] += w[k]
         if not bool(torch.isfinite(x[k + 1]).all()):
             which = int((~torch.isfinite(x[k + 1])).any(dim=1).nonzero()[0])
-            raise ValueError(f"trajectory {which} of {model.name!r} is not finite after time step {k}: from x={x[k, which].tolist()}, u={u[k, which].tolist()}")
+            raise ValueError(
+                f"trajectory {which} of {model.name!r} is not finite after time step {k}: from x={x[k, which].tolist()}, u={u[k, which].tolist()}"
+            )
     times = (torch.arange(steps, dtype=torch.float64) * model.dt).tolist()
     y = torch.stack([model.output(x[k], u[k], times[k]) for k in range(steps)]) + v
-    return from_arrays(model, y=y.transpose(0, 1), u=u.transpose(0, 1), x=x.transpose(0, 1), initial_mean=mean,
-                       initial_cov=covariance, noise=noise, attrs={"seed": seed})
+    return from_arrays(
+        model,
+        y=y.transpose(0, 1),
+        u=u.transpose(0, 1),
+        x=x.transpose(0, 1),
+        initial_mean=mean,
+        initial_cov=covariance,
+        noise=noise,
+        attrs={"seed": seed},
+    )
 
 
 def _inputs(model, trajectories, steps, inputs, rng) -> torch.Tensor:
@@ -92,5 +113,7 @@ def _inputs(model, trajectories, steps, inputs, rng) -> torch.Tensor:
         return torch.from_numpy(region.input_centre + region.input_width / 2 * drawn.reshape(shape))
     u = as_tensor(inputs, "inputs", model.ninputs)
     if u.shape not in ((steps, model.ninputs), (trajectories, steps, model.ninputs)):
-        raise ValueError(f"inputs must have shape ({steps}, {model.ninputs}) or ({trajectories}, {steps}, {model.ninputs}), got {tuple(u.shape)}")
+        raise ValueError(
+            f"inputs must have shape ({steps}, {model.ninputs}) or ({trajectories}, {steps}, {model.ninputs}), got {tuple(u.shape)}"
+        )
     return (u[:, None] if u.ndim == 2 else u.transpose(0, 1)).expand(shape)

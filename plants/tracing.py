@@ -19,13 +19,39 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 _MATH_TO_NUMPY = {
-    "acos": np.arccos, "acosh": np.arccosh, "asin": np.arcsin, "asinh": np.arcsinh, "atan": np.arctan,
-    "atan2": np.arctan2, "atanh": np.arctanh, "pow": np.power, "fabs": np.abs,
+    "acos": np.arccos,
+    "acosh": np.arccosh,
+    "asin": np.arcsin,
+    "asinh": np.arcsinh,
+    "atan": np.arctan,
+    "atan2": np.arctan2,
+    "atanh": np.arctanh,
+    "pow": np.power,
+    "fabs": np.abs,
 }
 _MATH_TO_NUMPY |= {
     name: getattr(np, name)
-    for name in ("sin", "cos", "tan", "sinh", "cosh", "tanh", "exp", "expm1", "log", "log1p", "log2", "log10",
-                 "sqrt", "hypot", "copysign", "radians", "degrees", "floor", "ceil")
+    for name in (
+        "sin",
+        "cos",
+        "tan",
+        "sinh",
+        "cosh",
+        "tanh",
+        "exp",
+        "expm1",
+        "log",
+        "log1p",
+        "log2",
+        "log10",
+        "sqrt",
+        "hypot",
+        "copysign",
+        "radians",
+        "degrees",
+        "floor",
+        "ceil",
+    )
 }
 
 
@@ -59,7 +85,11 @@ def _rebind(value, seen: dict):
         return types.MethodType(_rebind(value.__func__, seen), value.__self__)
     if isinstance(value, functools.partial):
         return functools.partial(_rebind(value.func, seen), *value.args, **value.keywords)
-    if not isinstance(value, types.FunctionType) or (value.__module__ or "").split(".")[0] in ("numpy", "scipy", "torch"):
+    if not isinstance(value, types.FunctionType) or (value.__module__ or "").split(".")[0] in (
+        "numpy",
+        "scipy",
+        "torch",
+    ):
         return value
     if id(value) in seen:
         return seen[id(value)]
@@ -138,6 +168,7 @@ def trace(function: Callable, *sizes: int) -> torch.fx.GraphModule:
         def run(*args):
             captured.update(graph=graph, args=args)
             return graph(*args)
+
         return run
 
     traceable = _rebind(function, {})
@@ -150,7 +181,12 @@ def trace(function: Callable, *sizes: int) -> torch.fx.GraphModule:
     # Dynamo lifts closed-over arrays to graph inputs; everything that is not ours is a constant.
     def position(arg):
         for index, ours in enumerate(inputs):
-            if isinstance(arg, torch.Tensor) and arg.shape == ours.shape and arg.numel() and arg.data_ptr() == ours.data_ptr():
+            if (
+                isinstance(arg, torch.Tensor)
+                and arg.shape == ours.shape
+                and arg.numel()
+                and arg.data_ptr() == ours.data_ptr()
+            ):
                 return index
         return None
 

@@ -14,12 +14,47 @@ import plants
 
 ROOT = Path(__file__).parents[1]
 ORDER = [
-    "plants.arrays", "plants.angles", "plants.tracing", "plants.maps", "plants.model", "plants.noise", "plants.signals", "plants.schema", "plants.simulate", "plants.catalog", "plants",
-    "estimators.base", "estimators.files", "estimators.gaussian.update", "estimators.gaussian.tuning", "estimators.gaussian.filter", "estimators.gaussian.ekf",
-    "estimators.gaussian.kalman", "estimators.gaussian.ukf", "estimators.gaussian", "estimators.networks.lipschitz", "estimators.networks.rollout",
-    "estimators.networks.r2dn", "estimators.networks.initialise", "estimators.networks", "estimators.design", "estimators.training", "estimators.observer",
-    "estimators.run", "estimators.metrics", "estimators.benchmark", "estimators.certificates.result", "estimators.certificates.rigorous",
-    "estimators.certificates.linear_matrix", "estimators.certificates", "estimators.plotting", "estimators.pipeline", "estimators.report", "estimators.__main__",
+    "plants.arrays",
+    "plants.angles",
+    "plants.tracing",
+    "plants.region",
+    "plants.maps",
+    "plants.flow",
+    "plants.model",
+    "plants.noise",
+    "plants.signals",
+    "plants.schema",
+    "plants.simulate",
+    "plants.catalog",
+    "plants",
+    "estimators.base",
+    "estimators.files",
+    "estimators.gaussian.update",
+    "estimators.gaussian.tuning",
+    "estimators.gaussian.filter",
+    "estimators.gaussian.ekf",
+    "estimators.gaussian.kalman",
+    "estimators.gaussian.ukf",
+    "estimators.gaussian",
+    "estimators.networks.lipschitz",
+    "estimators.networks.rollout",
+    "estimators.networks.r2dn",
+    "estimators.networks.initialise",
+    "estimators.networks",
+    "estimators.design",
+    "estimators.training",
+    "estimators.observer",
+    "estimators.run",
+    "estimators.metrics",
+    "estimators.benchmark",
+    "estimators.certificates.result",
+    "estimators.certificates.rigorous",
+    "estimators.certificates.linear_matrix",
+    "estimators.certificates",
+    "estimators.plotting",
+    "estimators.pipeline",
+    "estimators.report",
+    "estimators.__main__",
 ]
 
 
@@ -36,14 +71,28 @@ def modules():
             yield name, path
 
 
-@pytest.mark.parametrize(("name", "path"), [pair for pair in modules() if pair[0] != "estimators"], ids=lambda v: v if isinstance(v, str) else "")
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [pair for pair in modules() if pair[0] != "estimators"],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
 def test_a_module_imports_only_from_those_above_it(name, path):
     assert rank(name) is not None, f"{name} is not in the order of this test"
     for node in ast.walk(ast.parse(path.read_text())):
-        imported = [node.module] if isinstance(node, ast.ImportFrom) and node.module else [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        imported = (
+            [node.module]
+            if isinstance(node, ast.ImportFrom) and node.module
+            else [a.name for a in node.names]
+            if isinstance(node, ast.Import)
+            else []
+        )
         for target in imported:
             assert not (name.startswith("plants") and target.startswith("estimators")), f"{name} imports {target}"
-            if target.split(".")[0] not in ("plants", "estimators") or target == "estimators" or (target == "plants" and name.startswith("plants")):
+            if (
+                target.split(".")[0] not in ("plants", "estimators")
+                or target == "estimators"
+                or (target == "plants" and name.startswith("plants"))
+            ):
                 continue
             inside = target.startswith("plants.catalog") and name.startswith("plants.catalog")
             assert inside or rank(target) < rank(name), f"{name} imports {target}"
@@ -61,7 +110,12 @@ def public():
 def test_public_parameters_are_documented(name, value):
     text = inspect.getdoc(value)
     assert text, f"{name} has no docstring"
-    if hasattr(value, "_fields") or getattr(value, "_is_protocol", False) or name.endswith("StateSpaceModel") or name.endswith(("Certificate", "FitResult", "OperatingRegion")):
+    if (
+        hasattr(value, "_fields")
+        or getattr(value, "_is_protocol", False)
+        or name.endswith("StateSpaceModel")
+        or name.endswith(("Certificate", "FitResult", "OperatingRegion"))
+    ):
         assert "Attributes" in text or getattr(value, "_is_protocol", False)
         return
     documented = text + (inspect.getdoc(inspect.unwrap(value.__init__)) or "" if inspect.isclass(value) else "")

@@ -22,7 +22,8 @@ def small(monkeypatch):
 
 @pytest.fixture
 def my_plant(tmp_path, monkeypatch):
-    (tmp_path / "my_plants.py").write_text(textwrap.dedent("""
+    (tmp_path / "my_plants.py").write_text(
+        textwrap.dedent("""
         import control as ct
         import numpy as np
 
@@ -36,7 +37,8 @@ def my_plant(tmp_path, monkeypatch):
 
         def broken():
             raise RuntimeError("no such luck")
-    """))
+    """)
+    )
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -47,11 +49,19 @@ def test_catalogue_plant(small, tmp_path, capsys):
     for word in ("dt = 0.1", "EKF tuned", "R2DN trained", "optimum", "PROVED", "correctness residual", "wrote"):
         assert word in said
     written = sorted(p.name for p in (tmp_path / "out").iterdir())
-    assert written == [f"mass_spring_damper_{n}" for n in ("error_decay.png", "estimates.nc", "observer.safetensors", "states.png", "training.png")]
+    assert written == [
+        f"mass_spring_damper_{n}"
+        for n in ("error_decay.png", "estimates.nc", "observer.safetensors", "states.png", "training.png")
+    ]
     estimates = xr.load_dataset(tmp_path / "out" / "mass_spring_damper_estimates.nc", engine="h5netcdf")
     assert set(estimates["estimator"].values) == {"R2DN", "EKF", "UKF"}
     assert np.isfinite(estimates["x_hat"]).all()
-    assert est.load(tmp_path / "out" / "mass_spring_damper_observer.safetensors", plants.scenario("mass_spring_damper").model).contraction_rate == 0.99
+    assert (
+        est.load(
+            tmp_path / "out" / "mass_spring_damper_observer.safetensors", plants.scenario("mass_spring_damper").model
+        ).contraction_rate
+        == 0.99
+    )
 
 
 def test_a_users_own_plant_with_stated_defaults(small, my_plant, capsys):
@@ -65,21 +75,44 @@ def test_a_users_own_plant_with_stated_defaults(small, my_plant, capsys):
 def test_a_users_own_data(small, tmp_path, capsys):
     setting = plants.scenario("pendulum")
     plants.save_dataset(setting.simulate(20, 60, seed=5), tmp_path / "data.nc")
-    assert main(["benchmark", "pendulum", "--data", str(tmp_path / "data.nc"), "--out", str(tmp_path), "--updates", "5"]) == 0
+    assert (
+        main(["benchmark", "pendulum", "--data", str(tmp_path / "data.nc"), "--out", str(tmp_path), "--updates", "5"])
+        == 0
+    )
     assert "data: given, 14 train, 2 validation, 4 test pieces of 60 samples" in capsys.readouterr().out
     one = setting.simulate(1, 600, seed=6)
-    table = pd.DataFrame({"time": one["time"], "angle": one["y"].values[0, :, 0], "torque": one["u"].values[0, :, 0], "theta": one["x"].values[0, :, 0], "omega": one["x"].values[0, :, 1]})
+    table = pd.DataFrame(
+        {
+            "time": one["time"],
+            "angle": one["y"].values[0, :, 0],
+            "torque": one["u"].values[0, :, 0],
+            "theta": one["x"].values[0, :, 0],
+            "omega": one["x"].values[0, :, 1],
+        }
+    )
     table.to_csv(tmp_path / "data.csv", index=False)
-    assert main(["benchmark", "pendulum", "--data", str(tmp_path / "data.csv"), "--out", str(tmp_path), "--updates", "5"]) == 0
+    assert (
+        main(["benchmark", "pendulum", "--data", str(tmp_path / "data.csv"), "--out", str(tmp_path), "--updates", "5"])
+        == 0
+    )
     assert "7 train, 1 validation, 2 test pieces" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["pendulun"], "unknown plant 'pendulun': use one of"), (["absent_module:plant"], "cannot import 'absent_module'"), (["my_plants:duffin"], "has no 'duffin'"),
-    (["my_plants:nothing"], "must return a python-control system"), (["my_plants:broken"], "raised RuntimeError: no such luck"),
-    (["my_plants:duffing"], "give dt= to discretize"), (["pendulum", "--dt", "0.1"], "comes with its own sample time"),
-    (["pendulum", "--data", "absent.nc"], "cannot read absent.nc"), (["pendulum", "--data", "my_plants.py"], "cannot read my_plants.py"),
-    (["pendulum", "--out", "my_plants.py"], "cannot write to the folder")])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pendulun"], "unknown plant 'pendulun': use one of"),
+        (["absent_module:plant"], "cannot import 'absent_module'"),
+        (["my_plants:duffin"], "has no 'duffin'"),
+        (["my_plants:nothing"], "must return a python-control system"),
+        (["my_plants:broken"], "raised RuntimeError: no such luck"),
+        (["my_plants:duffing"], "give dt= to discretize"),
+        (["pendulum", "--dt", "0.1"], "comes with its own sample time"),
+        (["pendulum", "--data", "absent.nc"], "cannot read absent.nc"),
+        (["pendulum", "--data", "my_plants.py"], "cannot read my_plants.py"),
+        (["pendulum", "--out", "my_plants.py"], "cannot write to the folder"),
+    ],
+)
 def test_input_that_cannot_be_used_ends_with_a_clear_message(small, my_plant, capsys, arguments, message):
     assert main(["benchmark", *arguments]) == 2
     assert message in capsys.readouterr().err

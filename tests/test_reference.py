@@ -19,7 +19,10 @@ FILES = sorted(FOLDER.glob("*.npz"))
 
 def state_dict(stored, prefix="direct/"):
     names = [name for name in stored if name.startswith(prefix)]
-    return {name.removeprefix(prefix).replace("layers_", "layers.").replace("/", "."): torch.from_numpy(stored[name]) for name in names}
+    return {
+        name.removeprefix(prefix).replace("layers_", "layers.").replace("/", "."): torch.from_numpy(stored[name])
+        for name in names
+    }
 
 
 def close(found, right):
@@ -55,7 +58,17 @@ def test_r2dn_matrices_and_rollout(path):
     (nx, nu), (ny, _), nv = stored["direct/B2"].shape, stored["direct/D22"].shape, len(stored["direct/C1"])
     hidden = sandwich_sizes(stored, "direct/network/")[1:-1]
     rate = float(stored.get("meta/abar", 1.0))
-    network = est.R2DN(nu, nx, ny, nfeedback=nv, hidden=hidden, contraction_rate=rate, activation=activation_of(path), linear_output=False, dtype=torch.float64)
+    network = est.R2DN(
+        nu,
+        nx,
+        ny,
+        nfeedback=nv,
+        hidden=hidden,
+        contraction_rate=rate,
+        activation=activation_of(path),
+        linear_output=False,
+        dtype=torch.float64,
+    )
     network.load_state_dict(state_dict(stored))
     explicit = network.explicit()
     for name in ("A", "B1", "B2", "C1", "C2", "D12", "D21", "D22", "bx", "bv", "by"):
@@ -69,7 +82,13 @@ def test_r2dn_matrices_and_rollout(path):
 @pytest.mark.parametrize("path", [p for p in FILES if p.name.startswith("lbdn")], ids=lambda p: p.stem)
 def test_lipschitz_network_matrices_and_output(path):
     stored = dict(np.load(path))
-    network = est.LipschitzNetwork(sandwich_sizes(stored, "direct/"), float(stored["meta/gamma"]), activation=activation_of(path), linear_output=False, dtype=torch.float64)
+    network = est.LipschitzNetwork(
+        sandwich_sizes(stored, "direct/"),
+        float(stored["meta/gamma"]),
+        activation=activation_of(path),
+        linear_output=False,
+        dtype=torch.float64,
+    )
     network.load_state_dict(state_dict(stored))
     layers(stored, "explicit/", network.explicit())
     close(network(torch.from_numpy(stored["u"])), stored["y"])
@@ -77,4 +96,6 @@ def test_lipschitz_network_matrices_and_output(path):
 
 def test_every_file_is_covered_or_named():
     later = [p.name for p in FILES if not p.name.startswith(("r2dn", "lbdn"))]
-    assert all(name.startswith("ren") for name in later), f"unknown reference files {later}"  # REN comes with the whole model family
+    assert all(name.startswith("ren") for name in later), (
+        f"unknown reference files {later}"
+    )  # REN comes with the whole model family

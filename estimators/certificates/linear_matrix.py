@@ -75,18 +75,31 @@ def certify(subject: R2DNObserver | R2DNMatrices, dataset: xr.Dataset | None = N
         values, vectors = np.linalg.eigh(value / np.outer(unit, unit))
         margin = float(values[0])
         certain = SAFETY * norm_bound(error / np.outer(unit, unit)) + 1e-13 * len(unit)
-        verdict = "refuted" if margin < -certain or np.linalg.eigvalsh(P)[0] < -1e-12 * np.abs(P).max() else "inconclusive"
+        verdict = (
+            "refuted" if margin < -certain or np.linalg.eigvalsh(P)[0] < -1e-12 * np.abs(P).max() else "inconclusive"
+        )
         direction = vectors[:, 0] / unit
         evidence["direction"] = direction
     if dataset is not None and isinstance(subject, R2DNObserver):
         evidence["correctness residual (RMS per state)"] = correctness_residual(subject, dataset)
-    return Certificate(f"contraction LMI at rate {designed:g} in the designed metric", verdict, float(bound), float(margin),
-                       P / np.outer(scale, scale), evidence=evidence)
+    return Certificate(
+        f"contraction LMI at rate {designed:g} in the designed metric",
+        verdict,
+        float(bound),
+        float(margin),
+        P / np.outer(scale, scale),
+        evidence=evidence,
+    )
 
 
 def _inequality(A, B1, C1, P, ell, rate):
     """Float value of the matrix that has to be positive definite, and a bound on its error."""
-    terms = {"APA": product(A.T, P, A), "CC": product(ell * C1.T, ell * C1), "APB": product(A.T, P, B1), "BPB": product(B1.T, P, B1)}
+    terms = {
+        "APA": product(A.T, P, A),
+        "CC": product(ell * C1.T, ell * C1),
+        "APB": product(A.T, P, B1),
+        "BPB": product(B1.T, P, B1),
+    }
     (apa, e1), (cc, e2), (apb, e3), (bpb, e4) = terms.values()
     scaled = rate * rate * P
     identity = np.eye(B1.shape[1])
@@ -127,7 +140,13 @@ def network_bound(matrices: R2DNMatrices) -> float:
         largest = np.linalg.eigvalsh((excess + excess.T) / 2)[-1]
         # eigvalsh is a guess; the deviation from the guess is proved by a shifted Cholesky
         guess = max(largest, 0.0) + 1e-12 * len(gram)
-        if positive_definite_margin((1 + guess) * np.eye(len(gram)) - gram, error + 4 * np.finfo(float).eps * (np.eye(len(gram)) + np.abs(gram))) <= 0:
+        if (
+            positive_definite_margin(
+                (1 + guess) * np.eye(len(gram)) - gram,
+                error + 4 * np.finfo(float).eps * (np.eye(len(gram)) + np.abs(gram)),
+            )
+            <= 0
+        ):
             guess = SAFETY * norm_bound(np.abs(excess) + error)
         bound *= SAFETY_ONE * (np.sqrt(1 + guess) if linear else 1 + guess)
     return float(bound)
@@ -146,4 +165,15 @@ def correctness_residual(observer: R2DNObserver, dataset: xr.Dataset) -> np.ndar
     state = observer.init(x)._replace(startup=0.0)
     state, _ = observer.step(state, u, observer.model.output(x, u))
     scaling = observer.scaling
-    return np.sqrt(np.mean(np.square(errors(observer.model, state.predicted * scaling.state_scale + scaling.state_centre, observer.model.step(x, u))), axis=0))
+    return np.sqrt(
+        np.mean(
+            np.square(
+                errors(
+                    observer.model,
+                    state.predicted * scaling.state_scale + scaling.state_centre,
+                    observer.model.step(x, u),
+                )
+            ),
+            axis=0,
+        )
+    )

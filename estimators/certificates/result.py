@@ -45,6 +45,13 @@ class Certificate:
             raise ValueError(f"verdict must be one of {VERDICTS}, got {self.verdict!r}")
 
     def __str__(self) -> str:
-        lines = [f"{self.property}: {self.verdict.upper()}", f"  certified rate {self.bound:.6f} a step, margin {self.margin:.3g} ({self.dtype})"]
-        lines += [f"  {name}: {np.array2string(np.asarray(value), precision=4, threshold=12)}" for name, value in self.evidence.items() if np.ndim(value) < 2]
+        lines = [
+            f"{self.property}: {self.verdict.upper()}",
+            f"  certified rate {self.bound:.6f} a step, margin {self.margin:.3g} ({self.dtype})",
+        ]
+        lines += [
+            f"  {name}: {np.array2string(np.asarray(value), precision=4, threshold=12)}"
+            for name, value in self.evidence.items()
+            if np.ndim(value) < 2
+        ]
         return "\n".join(lines)

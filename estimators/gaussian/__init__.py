@@ -6,4 +6,12 @@ from estimators.gaussian.kalman import KalmanFilter, SteadyState, steady_state
 from estimators.gaussian.tuning import TuneResult
 from estimators.gaussian.ukf import UnscentedKalmanFilter
 
-__all__ = ["ExtendedKalmanFilter", "GaussianState", "KalmanFilter", "SteadyState", "TuneResult", "UnscentedKalmanFilter", "steady_state"]
+__all__ = [
+    "ExtendedKalmanFilter",
+    "GaussianState",
+    "KalmanFilter",
+    "SteadyState",
+    "TuneResult",
+    "UnscentedKalmanFilter",
+    "steady_state",
+]

@@ -31,4 +31,6 @@ class ExtendedKalmanFilter(GaussianFilter):
 
     def _correct(self, state, u, y):
         expected, C, _ = self.model.output_jacobian(state.mean, u, state.time)
-        return correct(state.mean, wrap(y - expected, self._output_angles), C @ state.factor, state.factor, self._noise_factor)
+        return correct(
+            state.mean, wrap(y - expected, self._output_angles), C @ state.factor, state.factor, self._noise_factor
+        )

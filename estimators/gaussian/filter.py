@@ -71,7 +71,10 @@ class GaussianFilter:
 
     def _set_noise(self, noise: GaussianNoise) -> None:
         self.noise = noise
-        self._set_factors(torch.from_numpy(covariance_factor(noise.process_cov)), torch.from_numpy(covariance_factor(noise.measurement_cov)))
+        self._set_factors(
+            torch.from_numpy(covariance_factor(noise.process_cov)),
+            torch.from_numpy(covariance_factor(noise.measurement_cov)),
+        )
 
     def _set_factors(self, process: torch.Tensor, measurement: torch.Tensor) -> None:
         self._process_factor, self._noise_factor = process, measurement
@@ -149,7 +152,9 @@ class GaussianFilter:
         filtered = self.correct(state, y, u)
         return self.predict(filtered, u), Estimate(state.mean, filtered.mean, state.cov, filtered.cov)
 
-    def estimate_sequence(self, state: GaussianState, u: torch.Tensor, y: torch.Tensor, progress=lambda steps: steps) -> Estimate:
+    def estimate_sequence(
+        self, state: GaussianState, u: torch.Tensor, y: torch.Tensor, progress=lambda steps: steps
+    ) -> Estimate:
         """Filter a record: u (..., time, ninputs), y (..., time, noutputs)."""
         return stack_steps(self, state, u, y, progress)
 

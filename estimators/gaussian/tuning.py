@@ -74,7 +74,7 @@ def tune(estimator, dataset: xr.Dataset, *, trajectories: int = 32, steps: int =
     length = min(steps, y.shape[1])
 
     def cut(tensor):
-        return tensor[:, :pieces * length].unflatten(1, (pieces, length)).flatten(0, 1)[:trajectories]
+        return tensor[:, : pieces * length].unflatten(1, (pieces, length)).flatten(0, 1)[:trajectories]
 
     u, y = cut(u), cut(y)
     if x is not None:  # an unbiased start: the truth, off by a draw from P0
@@ -90,7 +90,9 @@ def tune(estimator, dataset: xr.Dataset, *, trajectories: int = 32, steps: int =
 
     def negative_log_likelihood(points: np.ndarray) -> np.ndarray:
         scale = torch.from_numpy(np.exp(points))
-        trial = estimator.with_factors((scale[:, :nx, None] * process)[:, None], (scale[:, nx:, None] * measurement)[:, None])
+        trial = estimator.with_factors(
+            (scale[:, :nx, None] * process)[:, None], (scale[:, nx:, None] * measurement)[:, None]
+        )
         state = trial.init(start.expand(len(points), *start.shape), P0)
         total = torch.zeros(len(points), len(y), dtype=torch.float64)
         for k in range(length):
@@ -107,16 +109,24 @@ def tune(estimator, dataset: xr.Dataset, *, trajectories: int = 32, steps: int =
     def value_and_gradient(point):
         values = negative_log_likelihood(point + stencil)
         history.append(values[0])
-        return values[0], (values[1:count + 1] - values[count + 1:]) / (2 * h)
+        return values[0], (values[1 : count + 1] - values[count + 1 :]) / (2 * h)
 
     bound = np.log(LARGEST_CHANGE)
-    found = scipy.optimize.minimize(value_and_gradient, np.zeros(count), jac=True, method="L-BFGS-B", bounds=[(-bound, bound)] * count,
-                                    options={"maxiter": 25, "ftol": 1e-6})
+    found = scipy.optimize.minimize(
+        value_and_gradient,
+        np.zeros(count),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=[(-bound, bound)] * count,
+        options={"maxiter": 25, "ftol": 1e-6},
+    )
     scale = np.exp(found.x)
 
     def scaled(covariance, by):
         return covariance * np.outer(by, by)
 
-    noise = GaussianNoise(scaled(estimator.noise.process_cov, scale[:nx]), scaled(estimator.noise.measurement_cov, scale[nx:]))
+    noise = GaussianNoise(
+        scaled(estimator.noise.process_cov, scale[:nx]), scaled(estimator.noise.measurement_cov, scale[nx:])
+    )
     estimator._set_noise(noise)
     return TuneResult(noise, -float(found.fun), -float(history[0]), len(history))

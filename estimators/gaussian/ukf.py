@@ -41,8 +41,17 @@ class UnscentedKalmanFilter(GaussianFilter):
         Parameters outside these ranges, or as for the noise.
     """
 
-    def __init__(self, model: StateSpaceModel, noise: GaussianNoise | None = None, *, Q=None, R=None,
-                 alpha: float = 1.0, beta: float = 2.0, kappa: float = 0.0):
+    def __init__(
+        self,
+        model: StateSpaceModel,
+        noise: GaussianNoise | None = None,
+        *,
+        Q=None,
+        R=None,
+        alpha: float = 1.0,
+        beta: float = 2.0,
+        kappa: float = 0.0,
+    ):
         super().__init__(model, noise, Q=Q, R=R)
         if not 0 < alpha <= 1:
             raise ValueError(f"alpha must be in (0, 1], got {alpha}")
@@ -56,7 +65,9 @@ class UnscentedKalmanFilter(GaussianFilter):
 
     def _points(self, state):
         steps = self._spread * state.factor.mT
-        return torch.cat([state.mean[..., None, :], state.mean[..., None, :] + steps, state.mean[..., None, :] - steps], dim=-2)
+        return torch.cat(
+            [state.mean[..., None, :], state.mean[..., None, :] + steps, state.mean[..., None, :] - steps], dim=-2
+        )
 
     def _transform(self, values, is_angle):
         """Mean (..., n) and deviation columns (..., n, 2 nx + 1) of the propagated points."""
@@ -72,7 +83,9 @@ class UnscentedKalmanFilter(GaussianFilter):
         return mean, triangular_factor(torch.cat([columns, process], dim=-1))
 
     def _correct(self, state, u, y):
-        expected, output_rows = self._transform(self.model.output(self._points(state), _for_points(u), state.time), self._output_angles)
+        expected, output_rows = self._transform(
+            self.model.output(self._points(state), _for_points(u), state.time), self._output_angles
+        )
         half = self._spread * math.sqrt(self._weight) * state.factor
         state_rows = torch.cat([half, -half, torch.zeros_like(half[..., :1])], dim=-1)
         return correct(state.mean, wrap(y - expected, self._output_angles), output_rows, state_rows, self._noise_factor)

@@ -25,8 +25,13 @@ def triangular_factor(wide: torch.Tensor) -> torch.Tensor:
     return torch.linalg.qr(wide.mT, mode="r")[1].mT
 
 
-def correct(mean: torch.Tensor, innovation: torch.Tensor, output_rows: torch.Tensor, state_rows: torch.Tensor,
-            noise_factor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def correct(
+    mean: torch.Tensor,
+    innovation: torch.Tensor,
+    output_rows: torch.Tensor,
+    state_rows: torch.Tensor,
+    noise_factor: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Kalman correction in array form.
 
     With joint factor [[R^(1/2), Ny], [0, Nx]] of (output, state), where Ny Ny' is the output
@@ -61,7 +66,9 @@ def correct(mean: torch.Tensor, innovation: torch.Tensor, output_rows: torch.Ten
     """
     ny, nx = innovation.shape[-1], mean.shape[-1]
     missing = torch.isnan(innovation)
-    lead = torch.broadcast_shapes(innovation.shape[:-1], output_rows.shape[:-2], noise_factor.shape[:-2], state_rows.shape[:-2])
+    lead = torch.broadcast_shapes(
+        innovation.shape[:-1], output_rows.shape[:-2], noise_factor.shape[:-2], state_rows.shape[:-2]
+    )
     noise_rows = noise_factor.expand(*lead, ny, ny)
     output_rows = output_rows.expand(*lead, *output_rows.shape[-2:])
     state_rows = state_rows.expand(*lead, *state_rows.shape[-2:])
@@ -79,8 +86,12 @@ def correct(mean: torch.Tensor, innovation: torch.Tensor, output_rows: torch.Ten
     root, gain_root, factor = joint[..., :ny, :ny], joint[..., ny:, :ny], joint[..., ny:, ny:]
     pivots = root.diagonal(dim1=-2, dim2=-1).abs()
     if bool((pivots == 0).any()):
-        raise ValueError("the innovation covariance is singular: a noise-free measurement (R = 0) repeats what is known exactly; give R a positive variance")
+        raise ValueError(
+            "the innovation covariance is singular: a noise-free measurement (R = 0) repeats what is known exactly; give R a positive variance"
+        )
     whitened = torch.linalg.solve_triangular(root, innovation.expand(*lead, ny)[..., None], upper=False)
     count = (~missing).sum(dim=-1)
-    log_likelihood = -0.5 * whitened.square().sum(dim=(-2, -1)) - pivots.log().sum(dim=-1) - 0.5 * math.log(2 * math.pi) * count
+    log_likelihood = (
+        -0.5 * whitened.square().sum(dim=(-2, -1)) - pivots.log().sum(dim=-1) - 0.5 * math.log(2 * math.pi) * count
+    )
     return mean + (gain_root @ whitened)[..., 0], factor, log_likelihood

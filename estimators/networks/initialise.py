@@ -47,7 +47,9 @@ def from_linear(network: R2DN, A: np.ndarray, B2: np.ndarray, bx: np.ndarray) ->
     alpha = network.contraction_rate
     radius = np.abs(np.linalg.eigvals(A)).max()
     if radius >= alpha:
-        raise ValueError(f"the linear observer contracts at {radius:.4g} a step, slower than the contraction rate {alpha:g} asked for")
+        raise ValueError(
+            f"the linear observer contracts at {radius:.4g} a step, slower than the contraction rate {alpha:g} asked for"
+        )
     P = scipy.linalg.solve_discrete_lyapunov((A / alpha).T, np.eye(len(A)))
     free = np.block([[P, A.T @ P], [P @ A, alpha**2 * P]]) / alpha**2
     smallest = np.linalg.eigvalsh(free)[0]

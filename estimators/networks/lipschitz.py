@@ -65,7 +65,14 @@ class Sandwich(nn.Module):
         A layer h -> B h + b, which has no Psi.
     """
 
-    def __init__(self, inputs: int, outputs: int, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32, linear: bool = False):
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype = torch.float32,
+        linear: bool = False,
+    ):
         super().__init__()
         xy = torch.randn(inputs + outputs, outputs, generator=generator, dtype=dtype) / math.sqrt(max(outputs, 1))
         self.XY = nn.Parameter(xy)
@@ -113,8 +120,16 @@ class LipschitzNetwork(nn.Module):
         Sizes, bound or activation out of range.
     """
 
-    def __init__(self, sizes: Sequence[int], bound: float = 1.0, *, activation: str = "relu", linear_output: bool = True,
-                 generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32):
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        bound: float = 1.0,
+        *,
+        activation: str = "relu",
+        linear_output: bool = True,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype = torch.float32,
+    ):
         super().__init__()
         if len(sizes) < 2 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sizes):
             raise ValueError(f"sizes must be at least two positive integers, got {sizes!r}")
@@ -122,9 +137,17 @@ class LipschitzNetwork(nn.Module):
             raise ValueError(f"bound must be positive and finite, got {bound!r}")
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {activation!r}")
-        self.sizes, self.bound, self.activation, self.linear_output = tuple(sizes), float(bound), activation, linear_output
+        self.sizes, self.bound, self.activation, self.linear_output = (
+            tuple(sizes),
+            float(bound),
+            activation,
+            linear_output,
+        )
         last = len(sizes) - 2
-        self.layers = nn.ModuleList(Sandwich(m, n, generator, dtype, linear=linear_output and i == last) for i, (m, n) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)))
+        self.layers = nn.ModuleList(
+            Sandwich(m, n, generator, dtype, linear=linear_output and i == last)
+            for i, (m, n) in enumerate(zip(sizes[:-1], sizes[1:], strict=True))
+        )
 
     def explicit(self, dtype: torch.dtype | None = None) -> tuple[SandwichMatrices, ...]:
         """Matrices of every layer."""

@@ -59,7 +59,10 @@ class R2DNMatrices(NamedTuple):
                 h = h @ layer.B.mT + layer.b
             else:
                 h = sigma(h @ layer.inward.mT + layer.b) @ layer.outward.mT
-        return x @ self.A.mT + h @ self.B1.mT + u @ self.B2.mT + self.bx, x @ self.C2.mT + h @ self.D21.mT + u @ self.D22.mT + self.by
+        return (
+            x @ self.A.mT + h @ self.B1.mT + u @ self.B2.mT + self.bx,
+            x @ self.C2.mT + h @ self.D21.mT + u @ self.D22.mT + self.by,
+        )
 
     def collapse(self) -> "CollapsedR2DN":
         """Multiply neighbouring factors into one matrix a layer (mathematics.md, 7)."""
@@ -67,14 +70,28 @@ class R2DNMatrices(NamedTuple):
         hidden = layers[:-1] if self.linear_output else layers
         last = layers[-1] if self.linear_output else None
         if not hidden:
-            raise ValueError("a network with a single linear layer has nothing to roll out: give hidden at least one width")
+            raise ValueError(
+                "a network with a single linear layer has nothing to roll out: give hidden at least one width"
+            )
         inward = hidden[0].inward
         weights = [inward @ self.C1] + [b.inward @ a.outward for a, b in zip(hidden[:-1], hidden[1:], strict=True)]
         out = last.B @ hidden[-1].outward if last else hidden[-1].outward
         shift = last.b if last else torch.zeros_like(self.bv)
         return CollapsedR2DN(
-            self.activation, self.A, self.B1 @ out, self.B2, self.bx + self.B1 @ shift, tuple(weights), inward @ self.D12,
-            inward @ self.bv + hidden[0].b, tuple(layer.b for layer in hidden[1:]), self.C2, self.D21 @ out, self.D22, self.by + self.D21 @ shift)
+            self.activation,
+            self.A,
+            self.B1 @ out,
+            self.B2,
+            self.bx + self.B1 @ shift,
+            tuple(weights),
+            inward @ self.D12,
+            inward @ self.bv + hidden[0].b,
+            tuple(layer.b for layer in hidden[1:]),
+            self.C2,
+            self.D21 @ out,
+            self.D22,
+            self.by + self.D21 @ shift,
+        )
 
 
 class CollapsedR2DN(NamedTuple):
@@ -100,10 +117,14 @@ class CollapsedR2DN(NamedTuple):
         h = sigma(x @ self.weights[0].mT + u @ self.input_weight.mT + self.input_bias)
         for weight, bias in zip(self.weights[1:], self.biases, strict=True):
             h = sigma(h @ weight.mT + bias)
-        return (x @ self.A.mT + h @ self.F.mT + u @ self.B2.mT + self.bx,
-                x @ self.C2.mT + h @ self.output_weight.mT + u @ self.D22.mT + self.by)
+        return (
+            x @ self.A.mT + h @ self.F.mT + u @ self.B2.mT + self.bx,
+            x @ self.C2.mT + h @ self.output_weight.mT + u @ self.D22.mT + self.by,
+        )
 
-    def rollout(self, x0: torch.Tensor, u: torch.Tensor, shift: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def rollout(
+        self, x0: torch.Tensor, u: torch.Tensor, shift: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Roll out time-first: x0 (batch, nx), u (time, batch, nu) to states (time + 1, batch, nx) and outputs (time, batch, ny).
 
         `shift` (time, batch, nx) is added to the next state.
@@ -147,11 +168,27 @@ class R2DN(nn.Module):
         A size, rate or activation out of range; named.
     """
 
-    def __init__(self, ninputs: int, nstates: int, noutputs: int, *, nfeedback: int, hidden: Sequence[int], contraction_rate: float = 1.0,
-                 activation: str = "relu", linear_output: bool = True, generator: torch.Generator | None = None,
-                 dtype: torch.dtype = torch.float32):
+    def __init__(
+        self,
+        ninputs: int,
+        nstates: int,
+        noutputs: int,
+        *,
+        nfeedback: int,
+        hidden: Sequence[int],
+        contraction_rate: float = 1.0,
+        activation: str = "relu",
+        linear_output: bool = True,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype = torch.float32,
+    ):
         super().__init__()
-        for name, value in (("ninputs", ninputs), ("nstates", nstates), ("noutputs", noutputs), ("nfeedback", nfeedback)):
+        for name, value in (
+            ("ninputs", ninputs),
+            ("nstates", nstates),
+            ("noutputs", noutputs),
+            ("nfeedback", nfeedback),
+        ):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a positive integer, got {value!r}")
         if not hidden:
@@ -160,7 +197,13 @@ class R2DN(nn.Module):
             raise ValueError(f"contraction_rate must be in (0, 1], got {contraction_rate!r}")
         self.ninputs, self.nstates, self.noutputs = ninputs, nstates, noutputs
         self.contraction_rate = float(contraction_rate)
-        self.network = LipschitzNetwork((nfeedback, *hidden, nfeedback), activation=activation, linear_output=linear_output, generator=generator, dtype=dtype)
+        self.network = LipschitzNetwork(
+            (nfeedback, *hidden, nfeedback),
+            activation=activation,
+            linear_output=linear_output,
+            generator=generator,
+            dtype=dtype,
+        )
 
         def lecun(rows, columns):
             return nn.Parameter(torch.randn(rows, columns, generator=generator, dtype=dtype) / math.sqrt(columns))
@@ -172,7 +215,12 @@ class R2DN(nn.Module):
         self.p = nn.Parameter(frobenius_norm(self.X.detach()).reshape(1))
         self.B1, self.B2, self.bx = lecun(nstates, nfeedback), lecun(nstates, ninputs), zeros(nstates)
         self.C1, self.D12, self.bv = lecun(nfeedback, nstates), lecun(nfeedback, ninputs), zeros(nfeedback)
-        self.C2, self.D21, self.D22, self.by = lecun(noutputs, nstates), lecun(noutputs, nfeedback), zeros(noutputs, ninputs), zeros(noutputs)
+        self.C2, self.D21, self.D22, self.by = (
+            lecun(noutputs, nstates),
+            lecun(noutputs, nfeedback),
+            zeros(noutputs, ninputs),
+            zeros(noutputs),
+        )
 
     def explicit(self, dtype: torch.dtype | None = None) -> R2DNMatrices:
         """Map the free parameters to matrices (mathematics.md, 3), in `dtype` arithmetic.
@@ -189,9 +237,23 @@ class R2DN(nn.Module):
         solved = torch.linalg.solve(E, torch.cat([H21, B1], dim=1))
         metric = E.mT @ torch.linalg.solve(H22, E)
         return R2DNMatrices(
-            A=solved[:, :nx], B1=solved[:, nx:], B2=par["B2"], bx=par["bx"], C1=C1, D12=par["D12"], bv=par["bv"], C2=par["C2"], D21=par["D21"],
-            D22=par["D22"], by=par["by"], network=self.network.explicit(dtype), metric=(metric + metric.mT) / 2,
-            contraction_rate=self.contraction_rate, activation=self.network.activation, linear_output=self.network.linear_output)
+            A=solved[:, :nx],
+            B1=solved[:, nx:],
+            B2=par["B2"],
+            bx=par["bx"],
+            C1=C1,
+            D12=par["D12"],
+            bv=par["bv"],
+            C2=par["C2"],
+            D21=par["D21"],
+            D22=par["D22"],
+            by=par["by"],
+            network=self.network.explicit(dtype),
+            metric=(metric + metric.mT) / 2,
+            contraction_rate=self.contraction_rate,
+            activation=self.network.activation,
+            linear_output=self.network.linear_output,
+        )
 
     def forward(self, u: torch.Tensor, x0: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Run a batch of sequences.

@@ -53,7 +53,12 @@ class Rollout(torch.autograd.Function):
         G, hidden = rest[:depth], rest[depth:]
         deltas = [torch.empty_like(h) for h in hidden]
         lam = grad_X.clone(memory_format=torch.contiguous_format)
-        lams, Ds, Hs, gHs = lam.unbind(0), [d.unbind(0) for d in deltas], [h.unbind(0) for h in hidden], grad_H.unbind(0)
+        lams, Ds, Hs, gHs = (
+            lam.unbind(0),
+            [d.unbind(0) for d in deltas],
+            [h.unbind(0) for h in hidden],
+            grad_H.unbind(0),
+        )
         for t in range(len(gHs) - 1, -1, -1):
             delta = torch.addmm(gHs[t], lams[t + 1], F, out=Ds[-1][t])
             derivative(delta, Hs[-1][t])
@@ -66,6 +71,8 @@ class Rollout(torch.autograd.Function):
             return tensor.reshape(-1, tensor.shape[-1])
 
         after = rows(lam[1:]).t()
-        grad_G = [rows(deltas[0]).t() @ rows(X[:-1])] + [rows(deltas[k]).t() @ rows(hidden[k - 1]) for k in range(1, depth)]
+        grad_G = [rows(deltas[0]).t() @ rows(X[:-1])] + [
+            rows(deltas[k]).t() @ rows(hidden[k - 1]) for k in range(1, depth)
+        ]
         grad_g = [rows(deltas[k]).sum(0) for k in range(1, depth)]
         return None, lam[0], deltas[0], lam[1:], after @ rows(X[:-1]), after @ rows(hidden[-1]), *grad_G, *grad_g

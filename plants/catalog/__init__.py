@@ -2,10 +2,20 @@
 
 from plants.catalog import (
     mass_spring_damper as _mass_spring_damper,
+)
+from plants.catalog import (
     measured_double_pendulum as _measured_double_pendulum,
+)
+from plants.catalog import (
     measured_pendulum as _measured_pendulum,
+)
+from plants.catalog import (
     pendulum as _pendulum,
+)
+from plants.catalog import (
     quadruple_tank as _quadruple_tank,
+)
+from plants.catalog import (
     van_der_pol as _van_der_pol,
 )
 from plants.catalog.scenario import Scenario

@@ -9,8 +9,19 @@ from plants.noise import GaussianNoise
 from plants.signals import steps
 
 DESIGN_C1_MODEL_1 = {
-    "I1": 0.031887199591513114, "I2": 0.05086984812807257, "Ir": 6.287203962819607e-05, "b1": 0.001, "b2": 0.001, "cf1": 0.16,
-    "cf2": 0.12, "g": 9.81, "gr": 6.0, "l1": 0.2, "m1": 0.5234602302310271, "m2": 0.6255677234174437, "r1": 0.2,
+    "I1": 0.031887199591513114,
+    "I2": 0.05086984812807257,
+    "Ir": 6.287203962819607e-05,
+    "b1": 0.001,
+    "b2": 0.001,
+    "cf1": 0.16,
+    "cf2": 0.12,
+    "g": 9.81,
+    "gr": 6.0,
+    "l1": 0.2,
+    "m1": 0.5234602302310271,
+    "m2": 0.6255677234174437,
+    "r1": 0.2,
     "r2": 0.25569305436052964,
 }
 """Identified parameters, SI units: design_C.1/model_1.0 of dfki-ric-underactuated-lab/double_pendulum (BSD-3-Clause)."""
@@ -30,6 +41,7 @@ def measured_double_pendulum(parameters: dict | None = None) -> ct.NonlinearIOSy
     control.NonlinearIOSystem
         States q1 (shoulder, 0 hanging), q2 (elbow, relative), v1, v2 (rad, rad/s); inputs tau1, tau2 (N m); outputs the two angles.
     """
+
     def update(t, x, u, params):
         xp, p = array_namespace(x), params
         q1, q2, v1, v2 = x[0], x[1], x[2], x[3]
@@ -45,8 +57,15 @@ def measured_double_pendulum(parameters: dict | None = None) -> ct.NonlinearIOSy
         det = m11 * m22 - m12**2
         return [v1, v2, (m22 * f1 - m12 * f2) / det, (m11 * f2 - m12 * f1) / det]
 
-    return ct.nlsys(update, lambda t, x, u, params: [x[0], x[1]], name="measured_double_pendulum", states=["q1", "q2", "v1", "v2"],
-                    inputs=["tau1", "tau2"], outputs=["angle1", "angle2"], params=dict(parameters or DESIGN_C1_MODEL_1))
+    return ct.nlsys(
+        update,
+        lambda t, x, u, params: [x[0], x[1]],
+        name="measured_double_pendulum",
+        states=["q1", "q2", "v1", "v2"],
+        inputs=["tau1", "tau2"],
+        outputs=["angle1", "angle2"],
+        params=dict(parameters or DESIGN_C1_MODEL_1),
+    )
 
 
 def encoder_noise(dt: float, density: float = 5.0) -> GaussianNoise:
@@ -58,7 +77,19 @@ def encoder_noise(dt: float, density: float = 5.0) -> GaussianNoise:
 def scenario() -> Scenario:
     """2 ms samples, two encoders."""
     return Scenario(
-        measured_double_pendulum(), dt=0.002,
-        operating_region={"q1": (-2, 2), "q2": (-2, 2), "v1": (-8, 8), "v2": (-12, 12), "tau1": (-3, 3), "tau2": (-3, 3)},
-        noise=encoder_noise(0.002), excitation=steps(0.2), angle_states=("q1", "q2"), angle_outputs=("angle1", "angle2"),
-        description="DFKI double pendulum, two encoder angles")
+        measured_double_pendulum(),
+        dt=0.002,
+        operating_region={
+            "q1": (-2, 2),
+            "q2": (-2, 2),
+            "v1": (-8, 8),
+            "v2": (-12, 12),
+            "tau1": (-3, 3),
+            "tau2": (-3, 3),
+        },
+        noise=encoder_noise(0.002),
+        excitation=steps(0.2),
+        angle_states=("q1", "q2"),
+        angle_outputs=("angle1", "angle2"),
+        description="DFKI double pendulum, two encoder angles",
+    )

@@ -11,8 +11,13 @@ DRY = 1e-2
 """Level in cm below which the outflow is linear in the level: keeps the square root differentiable."""
 
 
-def quadruple_tank(areas=(28.0, 32.0, 28.0, 32.0), outlets=(0.071, 0.057, 0.071, 0.057), pump_gains=(3.33, 3.35),
-                   valves=(0.70, 0.60), gravity: float = 981.0) -> ct.NonlinearIOSystem:
+def quadruple_tank(
+    areas=(28.0, 32.0, 28.0, 32.0),
+    outlets=(0.071, 0.057, 0.071, 0.057),
+    pump_gains=(3.33, 3.35),
+    valves=(0.70, 0.60),
+    gravity: float = 981.0,
+) -> ct.NonlinearIOSystem:
     """Two pumps, four tanks, two of them draining into the other two.
 
     Parameters are those of K. H. Johansson, "The quadruple-tank process", IEEE Trans. Control
@@ -36,6 +41,7 @@ def quadruple_tank(areas=(28.0, 32.0, 28.0, 32.0), outlets=(0.071, 0.057, 0.071,
     control.NonlinearIOSystem
         States h1 to h4 (cm), inputs v1 and v2 (V), outputs the levels of the two lower tanks (cm).
     """
+
     def update(t, x, u, params):
         xp = array_namespace(x)
 
@@ -46,17 +52,30 @@ def quadruple_tank(areas=(28.0, 32.0, 28.0, 32.0), outlets=(0.071, 0.057, 0.071,
         q1, q2, q3, q4 = (outflow(i) for i in range(4))
         k1, k2 = pump_gains
         g1, g2 = valves
-        return [(q3 - q1 + g1 * k1 * u[0]) / areas[0], (q4 - q2 + g2 * k2 * u[1]) / areas[1],
-                ((1 - g2) * k2 * u[1] - q3) / areas[2], ((1 - g1) * k1 * u[0] - q4) / areas[3]]
+        return [
+            (q3 - q1 + g1 * k1 * u[0]) / areas[0],
+            (q4 - q2 + g2 * k2 * u[1]) / areas[1],
+            ((1 - g2) * k2 * u[1] - q3) / areas[2],
+            ((1 - g1) * k1 * u[0] - q4) / areas[3],
+        ]
 
-    return ct.nlsys(update, lambda t, x, u, params: [x[0], x[1]], name="quadruple_tank", states=["h1", "h2", "h3", "h4"],
-                    inputs=["v1", "v2"], outputs=["level1", "level2"])
+    return ct.nlsys(
+        update,
+        lambda t, x, u, params: [x[0], x[1]],
+        name="quadruple_tank",
+        states=["h1", "h2", "h3", "h4"],
+        inputs=["v1", "v2"],
+        outputs=["level1", "level2"],
+    )
 
 
 def scenario() -> Scenario:
     """Pumps in random steps about 3 V; the lower levels measured with 0.5 cm standard deviation every 4 s."""
     return Scenario(
-        quadruple_tank(), dt=4.0,
+        quadruple_tank(),
+        dt=4.0,
         operating_region={"h1": (4, 22), "h2": (4, 22), "h3": (0.5, 4.5), "h4": (0.5, 4.5), "v1": (2, 4), "v2": (2, 4)},
-        noise=GaussianNoise([0.1**2, 0.1**2, 0.03**2, 0.03**2], [0.5**2, 0.5**2]), excitation=steps(60.0),
-        description="four tanks, the two lower levels measured")
+        noise=GaussianNoise([0.1**2, 0.1**2, 0.03**2, 0.03**2], [0.5**2, 0.5**2]),
+        excitation=steps(60.0),
+        description="four tanks, the two lower levels measured",
+    )

@@ -53,12 +53,27 @@ class Scenario:
     def model(self) -> StateSpaceModel:
         """The sampled plant; made once."""
         if not self._model:
-            self._model.append(discretize(self.system, self.dt, substeps=self.substeps, operating_region=self.operating_region,
-                                          angle_states=self.angle_states, angle_outputs=self.angle_outputs))
+            self._model.append(
+                discretize(
+                    self.system,
+                    self.dt,
+                    substeps=self.substeps,
+                    operating_region=self.operating_region,
+                    angle_states=self.angle_states,
+                    angle_outputs=self.angle_outputs,
+                )
+            )
         return self._model[0]
 
     def simulate(self, trajectories: int, steps: int, seed: int, noise: GaussianNoise | None = None) -> xr.Dataset:
         """Simulate under these conditions, or with other noise; see :func:`plants.simulate`."""
-        data = simulate(self.model, trajectories=trajectories, steps=steps, seed=seed, noise=noise or self.noise, inputs=self.excitation)
+        data = simulate(
+            self.model,
+            trajectories=trajectories,
+            steps=steps,
+            seed=seed,
+            noise=noise or self.noise,
+            inputs=self.excitation,
+        )
         data.attrs["time_unit"] = self.time_unit
         return data

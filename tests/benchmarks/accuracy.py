@@ -17,7 +17,9 @@ from estimators.report import format_table
 def outliers(setting):
     """The same plant with one measurement in ten an outlier of tenfold standard deviation."""
     noise = setting.noise
-    return replace(setting, noise=plants.OutlierNoise(noise.process_cov, noise.measurement_cov, probability=0.1, scale=10.0))
+    return replace(
+        setting, noise=plants.OutlierNoise(noise.process_cov, noise.measurement_cov, probability=0.1, scale=10.0)
+    )
 
 
 CASES = {

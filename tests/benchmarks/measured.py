@@ -25,7 +25,9 @@ def load_run(model, run):
     y = table[["pos_meas1", "pos_meas2"]].to_numpy()
     angles, rates = (savgol_filter(y, 31, 3, deriv=d, delta=model.dt, axis=0) for d in (0, 1))
     x = np.concatenate([angles, rates], axis=1)
-    return plants.from_arrays(model, y=y, u=table[["tau_meas1", "tau_meas2"]].to_numpy(), x=x, initial_mean=x[0], initial_cov=START)
+    return plants.from_arrays(
+        model, y=y, u=table[["tau_meas1", "tau_meas2"]].to_numpy(), x=x, initial_mean=x[0], initial_cov=START
+    )
 
 
 def rate_rmse(estimate, data):
@@ -70,7 +72,10 @@ def main():
     model = plants.scenario("measured_double_pendulum").model
     runs = {run: load_run(model, run) for run in RUNS}
     for train, test in (RUNS, RUNS[::-1]):
-        print(f"train on {train}, test on {test}: rate RMSE shoulder/elbow [rad/s]; rms of the rates", rate_rmse(0 * runs[test]["x"], runs[test]).round(3))
+        print(
+            f"train on {train}, test on {test}: rate RMSE shoulder/elbow [rad/s]; rms of the rates",
+            rate_rmse(0 * runs[test]["x"], runs[test]).round(3),
+        )
         print("  difference quotient    ", difference_quotient(model, runs[test]).round(4))
         for name, (predicted, filtered) in compare(model, runs[train], runs[test]).items():
             print(f"  {name:10s} predicted {predicted.round(4)}  filtered {filtered.round(4)}", flush=True)

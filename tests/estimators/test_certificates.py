@@ -10,7 +10,16 @@ from estimators.certificates.rigorous import norm_bound, positive_definite_margi
 
 
 def random_matrices(seed, rate=1.0, nx=3, nv=4, dtype=torch.float32):
-    built = est.R2DN(2, nx, 2, nfeedback=nv, hidden=(5, 6), contraction_rate=rate, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    built = est.R2DN(
+        2,
+        nx,
+        2,
+        nfeedback=nv,
+        hidden=(5, 6),
+        contraction_rate=rate,
+        generator=torch.Generator().manual_seed(seed),
+        dtype=dtype,
+    )
     with torch.no_grad():
         return built.explicit(torch.float64)
 
@@ -43,8 +52,13 @@ def test_scaling_one_matrix_until_the_inequality_fails_is_refuted(trained_pair, 
     refuted = est.certify(good._replace(**{name: 1.2 * factor * getattr(good, name)}))
     assert refuted.verdict == "refuted"
     # the direction found violates the inequality, as evaluated here from its definition
-    A, B1, C1, P = (m.numpy() for m in (good._replace(**{name: 1.2 * factor * getattr(good, name)}))[:0] or
-                    [getattr(good._replace(**{name: 1.2 * factor * getattr(good, name)}), n) for n in ("A", "B1", "C1", "metric")])
+    A, B1, C1, P = (
+        m.numpy()
+        for m in (good._replace(**{name: 1.2 * factor * getattr(good, name)}))[:0]
+        or [
+            getattr(good._replace(**{name: 1.2 * factor * getattr(good, name)}), n) for n in ("A", "B1", "C1", "metric")
+        ]
+    )
     nx = len(A)
     dx, dw = refuted.evidence["direction"][:nx], refuted.evidence["direction"][nx:]
     after = A @ dx + B1 @ dw
@@ -60,7 +74,9 @@ def test_never_proved_beyond_the_boundary():
         def holds(factor, good=good):
             A, B1, C1, P = (getattr(good, n).numpy() for n in ("A", "B1", "C1", "metric"))
             A = factor * A
-            M = np.block([[A.T @ P @ A - 0.81 * P + C1.T @ C1, A.T @ P @ B1], [B1.T @ P @ A, B1.T @ P @ B1 - np.eye(4)]])
+            M = np.block(
+                [[A.T @ P @ A - 0.81 * P + C1.T @ C1, A.T @ P @ B1], [B1.T @ P @ A, B1.T @ P @ B1 - np.eye(4)]]
+            )
             return np.linalg.eigvalsh(M)[-1] < 0
 
         low, high = 1.0, 100.0
@@ -74,7 +90,10 @@ def test_never_proved_beyond_the_boundary():
 def test_margin_is_confirmed_in_exact_arithmetic():
     """Sylvester's criterion on the exact rational value of the floats."""
     certificate = est.certify(matrices := random_matrices(1, 0.8, nx=2, nv=2))
-    rational = {n: [[Fraction(float(v)) for v in row] for row in getattr(matrices, n).numpy()] for n in ("A", "B1", "C1", "metric")}
+    rational = {
+        n: [[Fraction(float(v)) for v in row] for row in getattr(matrices, n).numpy()]
+        for n in ("A", "B1", "C1", "metric")
+    }
 
     def times(a, b):
         return [[sum(x * y for x, y in zip(row, column, strict=True)) for column in zip(*b, strict=True)] for row in a]
@@ -88,8 +107,13 @@ def test_margin_is_confirmed_in_exact_arithmetic():
     at = transpose(A)
     top, cross, low = times(times(at, P), A), times(times(at, P), B1), times(times(transpose(B1), P), B1)
     cc = times(transpose(C1), C1)
-    matrix = [[rate**2 * P[i][j] - top[i][j] - ell**2 * cc[i][j] for j in range(2)] + [-cross[i][j] for j in range(2)] for i in range(2)]
-    matrix += [[-cross[j][i] for j in range(2)] + [(1 if i == j else 0) - low[i][j] for j in range(2)] for i in range(2)]
+    matrix = [
+        [rate**2 * P[i][j] - top[i][j] - ell**2 * cc[i][j] for j in range(2)] + [-cross[i][j] for j in range(2)]
+        for i in range(2)
+    ]
+    matrix += [
+        [-cross[j][i] for j in range(2)] + [(1 if i == j else 0) - low[i][j] for j in range(2)] for i in range(2)
+    ]
     for k in range(4):  # exact elimination: all pivots positive
         assert matrix[k][k] > 0
         for i in range(k + 1, 4):
@@ -125,15 +149,26 @@ def test_positive_definite_margin_is_a_lower_bound_and_refuses_the_indefinite():
         assert margin <= smallest + 1e-14
         if smallest > 1e-10:
             assert margin > 0
-        assert positive_definite_margin(matrix - (smallest + 1e-9) / np.outer(unit, unit) * np.eye(6), np.zeros((6, 6))) == -1
-    assert positive_definite_margin(np.eye(2), np.full((2, 2), 0.6)) == -1  # the unknown error could be larger than the margin
+        assert (
+            positive_definite_margin(matrix - (smallest + 1e-9) / np.outer(unit, unit) * np.eye(6), np.zeros((6, 6)))
+            == -1
+        )
+    assert (
+        positive_definite_margin(np.eye(2), np.full((2, 2), 0.6)) == -1
+    )  # the unknown error could be larger than the margin
 
 
 def test_product_bound_covers_the_exact_error():
     rng = np.random.default_rng(1)
     a, b, c = (rng.normal(size=s) * 10.0 ** rng.uniform(-6, 6, s) for s in ((3, 4), (4, 4), (4, 2)))
     value, error = product(a, b, c)
-    exact = [[sum(Fraction(a[i, k]) * Fraction(b[k, m]) * Fraction(c[m, j]) for k in range(4) for m in range(4)) for j in range(2)] for i in range(3)]
+    exact = [
+        [
+            sum(Fraction(a[i, k]) * Fraction(b[k, m]) * Fraction(c[m, j]) for k in range(4) for m in range(4))
+            for j in range(2)
+        ]
+        for i in range(3)
+    ]
     for i in range(3):
         for j in range(2):
             assert abs(exact[i][j] - Fraction(value[i, j])) <= Fraction(error[i, j])

@@ -34,7 +34,15 @@ def test_filters_agree_with_filterpy_on_a_linear_plant(seed):
     data = plants.simulate(model, trajectories=1, steps=50, seed=seed, noise=plants.GaussianNoise(Q, R))
     _, u, y = plants.to_tensors(data)
     oracle = FilterpyKalmanFilter(dim_x=3, dim_z=2, dim_u=2)
-    oracle.F, oracle.B, oracle.H, oracle.Q, oracle.R, oracle.P, oracle.x = A, B, C, Q, R, 2.0 * np.eye(3), np.zeros((3, 1))
+    oracle.F, oracle.B, oracle.H, oracle.Q, oracle.R, oracle.P, oracle.x = (
+        A,
+        B,
+        C,
+        Q,
+        R,
+        2.0 * np.eye(3),
+        np.zeros((3, 1)),
+    )
     right = []
     for uk, yk in zip(u[0].numpy(), y[0].numpy(), strict=True):
         predicted = oracle.x[:, 0].copy(), oracle.P.copy()
@@ -43,7 +51,9 @@ def test_filters_agree_with_filterpy_on_a_linear_plant(seed):
         oracle.predict(uk[:, None])
     for filter_class in FILTERS:
         estimate = est.run(filter_class(model, Q=Q, R=R), data, x0=np.zeros(3), P0=2.0 * np.eye(3))
-        for name, values in zip(("predicted", "predicted_cov", "filtered", "filtered_cov"), zip(*right, strict=True), strict=True):
+        for name, values in zip(
+            ("predicted", "predicted_cov", "filtered", "filtered_cov"), zip(*right, strict=True), strict=True
+        ):
             np.testing.assert_allclose(estimate[name].values[0], values, rtol=EQUAL_FILTERS, atol=EQUAL_FILTERS)
 
 
@@ -54,7 +64,9 @@ def test_batch_equals_loop_and_step_changes_nothing(filter_class):
     together = est.run(estimator, data)
     for i in range(5):
         alone = est.run(estimator, data.isel(trajectory=[i]))
-        np.testing.assert_allclose(together["filtered"].values[i], alone["filtered"].values[0], rtol=1e-10, atol=1e-12)  # batched LAPACK may order sums differently
+        np.testing.assert_allclose(
+            together["filtered"].values[i], alone["filtered"].values[0], rtol=1e-10, atol=1e-12
+        )  # batched LAPACK may order sums differently
     state = estimator.init([0.1, 0.2], [1, 1])
     before = [part.clone() for part in state[:2]]
     estimator.step(state, [0.5], [0.3])
@@ -84,8 +96,13 @@ def test_covariance_stays_symmetric_positive_semidefinite(nx, ny, seed, exponent
 def test_filters_are_consistent_where_model_and_noise_are_right_and_only_there(name, filter_class):
     setting = plants.scenario(name)
     data = setting.simulate(200, 120, seed=3)
-    table = est.benchmark({"right": filter_class(setting.model, setting.noise),
-                           "wrong": filter_class(setting.model, Q=setting.noise.process_cov, R=setting.noise.measurement_cov / 16)}, data)
+    table = est.benchmark(
+        {
+            "right": filter_class(setting.model, setting.noise),
+            "wrong": filter_class(setting.model, Q=setting.noise.process_cov, R=setting.noise.measurement_cov / 16),
+        },
+        data,
+    )
     assert table["nees"].sel(estimator="right") == pytest.approx(1.0, abs=0.1)
     assert table["nees"].sel(estimator="wrong") > 1.5
 
@@ -97,8 +114,12 @@ def test_tuning_recovers_the_noise_from_a_wrong_guess(filter_class):
     estimator = filter_class(setting.model, Q=9 * setting.noise.process_cov, R=setting.noise.measurement_cov / 9)
     result = estimator.tune(data, trajectories=64)
     assert result.log_likelihood > result.log_likelihood_before
-    assert np.sqrt(result.noise.measurement_cov[0, 0]) == pytest.approx(0.2, rel=0.05)  # 9600 samples: standard error about 1 %
-    assert np.sqrt(result.noise.process_cov[1, 1]) == pytest.approx(0.1, rel=0.15)  # the velocity's noise is seen only through the angle
+    assert np.sqrt(result.noise.measurement_cov[0, 0]) == pytest.approx(
+        0.2, rel=0.05
+    )  # 9600 samples: standard error about 1 %
+    assert np.sqrt(result.noise.process_cov[1, 1]) == pytest.approx(
+        0.1, rel=0.15
+    )  # the velocity's noise is seen only through the angle
     assert estimator.noise is result.noise
 
 
@@ -120,7 +141,9 @@ class TestBadInput:
         with pytest.raises(ValueError, match="either noise="):
             est.ExtendedKalmanFilter(self.MODEL, self.NOISE, Q=[1, 1], R=[1])
         with pytest.raises(ValueError, match=r"Q must be a scalar"):
-            est.ExtendedKalmanFilter(self.MODEL, Q=np.ones((10, 2, 2)), R=[1])  # a sequence is refused, not truncated (O10)
+            est.ExtendedKalmanFilter(
+                self.MODEL, Q=np.ones((10, 2, 2)), R=[1]
+            )  # a sequence is refused, not truncated (O10)
         with pytest.raises(ValueError, match="R must be positive semidefinite"):
             est.ExtendedKalmanFilter(self.MODEL, Q=[1, 1], R=[[-1.0]])
         with pytest.raises(TypeError, match="StateSpaceModel"):
@@ -163,7 +186,15 @@ class TestBadInput:
             est.steady_state([[1.1, 0], [0, 0.5]], [[0, 1]], np.eye(2), [[1.0]])
 
     def test_divergence_is_reported(self):
-        system = ct.nlsys(lambda t, x, u, p: [x[0] + x[0] ** 3], lambda t, x, u, p: [0 * x[0]], inputs=0, outputs=1, states=1, dt=1, name="escaping")
+        system = ct.nlsys(
+            lambda t, x, u, p: [x[0] + x[0] ** 3],
+            lambda t, x, u, p: [0 * x[0]],
+            inputs=0,
+            outputs=1,
+            states=1,
+            dt=1,
+            name="escaping",
+        )
         model = plants.discretize(system)
         data = plants.from_arrays(model, y=np.zeros((2, 30, 1)))
         with pytest.warns(UserWarning, match=r"diverged on 2 of 2 trajectories, first on trajectory 0 at time step"):

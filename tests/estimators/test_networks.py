@@ -12,10 +12,18 @@ from tests.tolerances import ROUNDING
 
 def network(seed=0, activation="relu", linear_output=True, **sizes):
     sizes = {"ninputs": 2, "nstates": 3, "noutputs": 2, "nfeedback": 4, "hidden": (5, 6)} | sizes
-    built = est.R2DN(**sizes, activation=activation, linear_output=linear_output, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    built = est.R2DN(
+        **sizes,
+        activation=activation,
+        linear_output=linear_output,
+        generator=torch.Generator().manual_seed(seed),
+        dtype=torch.float64,
+    )
     with torch.no_grad():  # every parameter away from its special start
         for value in built.parameters():
-            value.add_(0.3 * torch.randn(value.shape, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64))
+            value.add_(
+                0.3 * torch.randn(value.shape, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
+            )
     return built
 
 
@@ -56,16 +64,25 @@ def test_adjoint_passes_gradcheck(activation):
 def test_second_derivatives_are_refused():
     built = network()
     y, _ = built(torch.ones(1, 3, 2, dtype=torch.float64))
-    first, = torch.autograd.grad(y.sum(), [built.X], create_graph=True)
+    (first,) = torch.autograd.grad(y.sum(), [built.X], create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         first.sum().backward()
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.integers(1, 6), st.integers(1, 3), st.integers(1, 5), st.lists(st.integers(1, 7), min_size=1, max_size=3), st.floats(0.05, 1.0), st.integers(0, 10_000),
-       st.sampled_from(["relu", "tanh"]))
+@given(
+    st.integers(1, 6),
+    st.integers(1, 3),
+    st.integers(1, 5),
+    st.lists(st.integers(1, 7), min_size=1, max_size=3),
+    st.floats(0.05, 1.0),
+    st.integers(0, 10_000),
+    st.sampled_from(["relu", "tanh"]),
+)
 def test_two_runs_contract_step_by_step_in_the_metric_at_the_rate(nx, nu, nv, hidden, rate, seed, activation):
-    built = network(seed, activation, ninputs=nu, nstates=nx, noutputs=1, nfeedback=nv, hidden=hidden, contraction_rate=rate)
+    built = network(
+        seed, activation, ninputs=nu, nstates=nx, noutputs=1, nfeedback=nv, hidden=hidden, contraction_rate=rate
+    )
     explicit = built.explicit()
     rng = torch.Generator().manual_seed(seed)
     one, two = 3 * torch.randn(2, 8, nx, generator=rng, dtype=torch.float64)
@@ -83,7 +100,9 @@ def test_two_runs_contract_step_by_step_in_the_metric_at_the_rate(nx, nu, nv, hi
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.integers(1, 8), min_size=2, max_size=5), st.floats(1e-3, 1e3), st.integers(0, 10_000), st.booleans())
 def test_lipschitz_network_keeps_its_bound(sizes, bound, seed, linear_output):
-    built = est.LipschitzNetwork(sizes, bound, linear_output=linear_output, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    built = est.LipschitzNetwork(
+        sizes, bound, linear_output=linear_output, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
     a, b = 5 * torch.randn(2, 50, sizes[0], generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     with torch.no_grad():
         gain = (built(a) - built(b)).norm(dim=1) / (a - b).norm(dim=1)
@@ -103,14 +122,24 @@ def test_linear_start_is_the_given_observer():
     built = est.R2DN(2, 2, 2, nfeedback=3, hidden=(4,), contraction_rate=0.95, dtype=torch.float64)
     from_linear(built, A, np.array([[1.0, 2], [3, 4]]), np.array([0.5, -0.5]))
     x, u = torch.tensor([[1.0, -2.0]], dtype=torch.float64), torch.tensor([[0.3, 0.1]], dtype=torch.float64)
-    np.testing.assert_allclose(built.explicit().step(x, u)[0].detach().numpy()[0], A @ [1, -2] + [0.5 + 0.5, 1.3 - 0.5], rtol=1e-9)
+    np.testing.assert_allclose(
+        built.explicit().step(x, u)[0].detach().numpy()[0], A @ [1, -2] + [0.5 + 0.5, 1.3 - 0.5], rtol=1e-9
+    )
     with pytest.raises(ValueError, match=r"contracts at 0\.99"):
         from_linear(built, np.diag([0.99, 0.1]), np.zeros((2, 2)), np.zeros(2))
 
 
-@pytest.mark.parametrize(("wrong", "message"), [
-    ({"nstates": 0}, "nstates must be a positive integer"), ({"ninputs": 1.5}, "ninputs"), ({"nfeedback": 0}, "nfeedback"), ({"hidden": ()}, "hidden"),
-    ({"contraction_rate": 1.1}, r"contraction_rate must be in \(0, 1\]"), ({"activation": "gelu"}, "activation must be one of")])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"nstates": 0}, "nstates must be a positive integer"),
+        ({"ninputs": 1.5}, "ninputs"),
+        ({"nfeedback": 0}, "nfeedback"),
+        ({"hidden": ()}, "hidden"),
+        ({"contraction_rate": 1.1}, r"contraction_rate must be in \(0, 1\]"),
+        ({"activation": "gelu"}, "activation must be one of"),
+    ],
+)
 def test_impossible_sizes_are_named(wrong, message):
     with pytest.raises(ValueError, match=message):
         network(**wrong)
@@ -122,4 +151,6 @@ def test_smallest_sizes_run_forward_and_backward(sizes):
     y, x = built(torch.ones(1, 1, built.ninputs, dtype=torch.float64))
     (y.sum() + x.sum()).backward()
     for name, value in built.named_parameters():
-        assert value.grad is not None and value.grad.shape == value.shape and bool(torch.isfinite(value.grad).all()), name
+        assert value.grad is not None and value.grad.shape == value.shape and bool(torch.isfinite(value.grad).all()), (
+            name
+        )

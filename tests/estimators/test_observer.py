@@ -33,7 +33,9 @@ def test_starts_as_the_kalman_filter_of_a_linear_plant():
     setting = plants.scenario("mass_spring_damper")
     data, observer = setting.simulate(64, 300, seed=0), est.R2DNObserver(setting.model)
     observer.initialise(data)
-    table = est.benchmark({"R2DN": observer, "KF": est.KalmanFilter(setting.model, setting.noise)}, data, transient=15.0)
+    table = est.benchmark(
+        {"R2DN": observer, "KF": est.KalmanFilter(setting.model, setting.noise)}, data, transient=15.0
+    )
     for kind in ("predicted", "filtered"):
         one, two = (table["x_hat"].sel(estimator=name, kind=kind).values[:, 150:] for name in ("R2DN", "KF"))
         np.testing.assert_allclose(one, two, atol=2e-3)  # the floor on Q and R in the design, float32 parameters
@@ -56,7 +58,9 @@ def test_batch_equals_loop(trained_pair):
     observer, data = trained_pair
     together = est.run(observer, data)["predicted"].values
     for i in (0, 7):
-        np.testing.assert_allclose(est.run(observer, data.isel(trajectory=[i]))["predicted"].values[0], together[i], atol=1e-12)
+        np.testing.assert_allclose(
+            est.run(observer, data.isel(trajectory=[i]))["predicted"].values[0], together[i], atol=1e-12
+        )
 
 
 def test_whole_turns_of_the_angle_make_no_difference(trained_pair):
@@ -111,13 +115,28 @@ def test_training_is_reproducible_by_its_seed(setting, data):
 def test_units_do_not_matter(setting, data):
     """The same plant in degrees and milli-units gives the same estimates."""
     scale = np.array([180 / np.pi, 1e-3])
-    other = ct.nlsys(lambda t, x, u, p: [x[1] / scale[1] * scale[0], (u[0] - 0.3 * x[1] / scale[1] - 9.81 * np.sin(x[0] / scale[0])) * scale[1]],
-                     lambda t, x, u, p: [x[0] / scale[0]], states=["theta", "omega"], inputs=["torque"], outputs=["angle"])
+    other = ct.nlsys(
+        lambda t, x, u, p: [
+            x[1] / scale[1] * scale[0],
+            (u[0] - 0.3 * x[1] / scale[1] - 9.81 * np.sin(x[0] / scale[0])) * scale[1],
+        ],
+        lambda t, x, u, p: [x[0] / scale[0]],
+        states=["theta", "omega"],
+        inputs=["torque"],
+        outputs=["angle"],
+    )
     model = plants.discretize(other, 0.05, operating_region={"theta": (-120, 120), "omega": (-0.004, 0.004)})
     plain = plants.discretize(plants.pendulum(), 0.05)
     estimates = []
     for one, factor in ((plain, np.ones(2)), (model, scale)):
-        given = plants.from_arrays(one, y=data["y"], u=data["u"], x=data["x"].values * factor, initial_mean=[0, 0], initial_cov=data["initial_cov"].values * np.outer(factor, factor))
+        given = plants.from_arrays(
+            one,
+            y=data["y"],
+            u=data["u"],
+            x=data["x"].values * factor,
+            initial_mean=[0, 0],
+            initial_cov=data["initial_cov"].values * np.outer(factor, factor),
+        )
         observer = est.R2DNObserver(one, **SMALL)
         observer.fit(given, **SHORT)
         estimates.append(est.run(observer, given)["predicted"].values / factor)
@@ -156,6 +175,7 @@ class TestResumeAndInterruption:
             if next(count) == updates:
                 os.kill(os.getpid(), signal.SIGINT)
             return step(self, *args, **kwargs)
+
         monkeypatch.setattr(torch.optim.Adam, "step", stop)
 
     def test_ctrl_c_keeps_the_best_and_says_where(self, setting, data, tmp_path, monkeypatch, capsys):
@@ -189,8 +209,16 @@ class TestBadInput:
         with pytest.raises(ValueError, match="x must be finite, got nan at trajectory 2, time step 3, state 1"):
             observer.fit(broken)
 
-    @pytest.mark.parametrize(("wrong", "message"), [
-        ({"updates": -1}, "updates"), ({"horizon": 1}, "horizon"), ({"batch": 0}, "batch"), ({"learning_rate": 0}, "learning_rate"), ({"resume": True}, "nothing to resume")])
+    @pytest.mark.parametrize(
+        ("wrong", "message"),
+        [
+            ({"updates": -1}, "updates"),
+            ({"horizon": 1}, "horizon"),
+            ({"batch": 0}, "batch"),
+            ({"learning_rate": 0}, "learning_rate"),
+            ({"resume": True}, "nothing to resume"),
+        ],
+    )
     def test_settings(self, setting, data, wrong, message):
         with pytest.raises(ValueError, match=message):
             est.R2DNObserver(setting.model, **SMALL).fit(data, **wrong)
@@ -214,7 +242,9 @@ class TestBadInput:
             est.load(tmp_path / "junk", observer.model)
         with pytest.raises(ValueError, match="cannot read"):
             est.load(tmp_path / "absent", observer.model)
-        safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "foreign", metadata={"json": json.dumps({"format": "other"})})
+        safetensors.torch.save_file(
+            {"a": torch.zeros(1)}, tmp_path / "foreign", metadata={"json": json.dumps({"format": "other"})}
+        )
         with pytest.raises(ValueError, match="not a file of this kind"):
             est.load(tmp_path / "foreign", observer.model)
         observer.save(tmp_path / "good")

@@ -82,7 +82,16 @@ def test_cut_and_split_keep_samples_in_order():
     np.testing.assert_array_equal(np.concatenate([first["y"], second["y"]]), pieces["y"])
 
 
-@pytest.mark.parametrize("signal", [signals.steps(1.0), signals.prbs(0.5), signals.random_walk(0.2), signals.multisine(0.1, 2.0), signals.chirp(0.1, 2.0)])
+@pytest.mark.parametrize(
+    "signal",
+    [
+        signals.steps(1.0),
+        signals.prbs(0.5),
+        signals.random_walk(0.2),
+        signals.multisine(0.1, 2.0),
+        signals.chirp(0.1, 2.0),
+    ],
+)
 def test_signals_stay_within_one_and_differ_by_input(signal):
     values = signal(np.arange(200) * 0.05, 3, np.random.default_rng(0))
     assert values.shape == (200, 3)
@@ -107,13 +116,22 @@ def test_covariance_factor_reproduces_singular_and_badly_scaled_matrices(n, rank
     matrix = as_covariance(root @ root.T, "P", n)
     factor = covariance_factor(matrix)
     unit = np.sqrt(np.where(np.diag(matrix) > 0, np.diag(matrix), 1.0))
-    np.testing.assert_allclose(factor @ factor.T / np.outer(unit, unit), matrix / np.outer(unit, unit), atol=1e-9)  # clipping of negative eigenvalues at rounding level
+    np.testing.assert_allclose(
+        factor @ factor.T / np.outer(unit, unit), matrix / np.outer(unit, unit), atol=1e-9
+    )  # clipping of negative eigenvalues at rounding level
 
 
 class TestBadInput:
-    @pytest.mark.parametrize(("value", "message"), [
-        ([[1, 2], [0, 1]], "must be symmetric"), ([[1, 2], [2, 1]], "positive semidefinite"), ([1.0, np.nan], "must be finite"), (np.ones((3, 2, 2)), "matrix, got shape"),
-        ([[1e-18, 2.0], [2.0, 1e18]], "positive semidefinite")])
+    @pytest.mark.parametrize(
+        ("value", "message"),
+        [
+            ([[1, 2], [0, 1]], "must be symmetric"),
+            ([[1, 2], [2, 1]], "positive semidefinite"),
+            ([1.0, np.nan], "must be finite"),
+            (np.ones((3, 2, 2)), "matrix, got shape"),
+            ([[1e-18, 2.0], [2.0, 1e18]], "positive semidefinite"),
+        ],
+    )
     def test_covariances(self, value, message):
         with pytest.raises(ValueError, match=message):
             plants.GaussianNoise(value, [[1.0]])
@@ -156,9 +174,13 @@ class TestBadInput:
             plants.save_dataset(simulate(), tmp_path / "no" / "such" / "folder.nc")
 
     def test_a_trajectory_that_blows_up_is_named(self):
-        system = ct.nlsys(lambda t, x, u, p: [x[0] ** 3], lambda t, x, u, p: [x[0]], inputs=0, outputs=1, states=1, dt=1)
+        system = ct.nlsys(
+            lambda t, x, u, p: [x[0] ** 3], lambda t, x, u, p: [x[0]], inputs=0, outputs=1, states=1, dt=1
+        )
         with pytest.raises(ValueError, match=r"trajectory 0 .* is not finite after time step"):
-            plants.simulate(plants.discretize(system), trajectories=2, steps=40, seed=0, initial_mean=[5.0], initial_cov=[0.0])
+            plants.simulate(
+                plants.discretize(system), trajectories=2, steps=40, seed=0, initial_mean=[5.0], initial_cov=[0.0]
+            )
 
     def test_counts(self):
         with pytest.raises(ValueError, match="trajectories must be a positive integer"):

@@ -28,7 +28,9 @@ def column_by_column(system, x, u):
     """The plant's own function, one point at a time; the blocks of the loop with their own parameters."""
     if system.name == "loop":
         return np.stack([[-1.0 * a + v - b, -7.0 * b + a] for (a, b), (v,) in zip(x, u, strict=True)])
-    return np.stack([np.asarray(system.updfcn(0.0, xi, ui, system.params), dtype=float) for xi, ui in zip(x, u, strict=True)])
+    return np.stack(
+        [np.asarray(system.updfcn(0.0, xi, ui, system.params), dtype=float) for xi, ui in zip(x, u, strict=True)]
+    )
 
 
 def test_user_plant_values_match_the_function_itself(user_plant):
@@ -49,7 +51,9 @@ def test_user_plant_jacobians_match_analytic_ones(name):
     x, u = rng.uniform(-0.9, 0.9, (11, model.nstates)), rng.uniform(-0.4, 0.4, (11, model.ninputs))
     A, *_ = model.linearize(x, u)
     found = (A.numpy() - np.eye(model.nstates)) / model.dt
-    np.testing.assert_allclose(found, np.stack([jacobian(a, b) for a, b in zip(x, u, strict=True)]), rtol=0, atol=TRACED_JACOBIAN)
+    np.testing.assert_allclose(
+        found, np.stack([jacobian(a, b) for a, b in zip(x, u, strict=True)]), rtol=0, atol=TRACED_JACOBIAN
+    )
 
 
 def test_user_plant_reaches_its_route(user_plant):
@@ -76,7 +80,9 @@ def test_mass_matrix_jacobian_matches_central_differences():
     model = quietly(SYSTEMS["mass_matrix"][0])
     x, u, h = np.array([0.3, -0.4, 0.5, 0.1]), np.array([0.2]), 1e-6
     A, *_ = model.linearize(x, u)
-    numeric = np.stack([(model.step(x + h * e, u) - model.step(x - h * e, u)).numpy() / (2 * h) for e in np.eye(4)], axis=-1)
+    numeric = np.stack(
+        [(model.step(x + h * e, u) - model.step(x - h * e, u)).numpy() / (2 * h) for e in np.eye(4)], axis=-1
+    )
     np.testing.assert_allclose(A, numeric, atol=1e-9)  # central differences of a smooth map at h = 1e-6
 
 
@@ -92,12 +98,22 @@ def test_equal_parameter_names_stay_apart_in_a_loop():
     A, B, C, _ = model.linearize([0, 0], [0])
     exact = plants.discretize(ct.ss([[-1, -1], [1, -7]], [[1], [0]], [[0, 1]], 0), 0.01).linearize([0, 0], [0])
     for found, right in zip((A, B, C), exact, strict=False):
-        np.testing.assert_allclose(found, right, atol=1e-8)  # RK4 at 0.01, fastest mode 7/s: (0.07)^5 / 120, against the matrix exponential
+        np.testing.assert_allclose(
+            found, right, atol=1e-8
+        )  # RK4 at 0.01, fastest mode 7/s: (0.07)^5 / 120, against the matrix exponential
 
 
 def test_linear_blocks_and_overrides_in_an_interconnection():
     plant = ct.ss([[0, 1], [-1, -0.2]], [[0], [1]], [[1, 0]], 0, name="plant", inputs=["u"], outputs=["y"])
-    lag = ct.nlsys(lambda t, x, u, p: [p["a"] * (u[0] - x[0])], lambda t, x, u, p: [x[0]], states=1, inputs=["e"], outputs=["u"], name="lag", params={"a": 2.0})
+    lag = ct.nlsys(
+        lambda t, x, u, p: [p["a"] * (u[0] - x[0])],
+        lambda t, x, u, p: [x[0]],
+        states=1,
+        inputs=["e"],
+        outputs=["u"],
+        name="lag",
+        params={"a": 2.0},
+    )
     sum_block = ct.summing_junction(["r", "-y"], "e")
     closed = ct.interconnect([plant, lag, sum_block], inputs=["r"], outputs=["y"], name="closed")
     model = quietly(closed, method="euler")
@@ -113,7 +129,9 @@ def test_linear_blocks_and_overrides_in_an_interconnection():
 def test_algebraic_loop_is_refused():
     gain = ct.nlsys(None, lambda t, x, u, p: [0.5 * u[0]], inputs=["a"], outputs=["b"], name="gain")
     integrator = ct.ss([[0]], [[1]], [[1]], 1, inputs=["b"], outputs=["a"], name="integrator")
-    loop = ct.interconnect([gain, integrator], inputs=["r"], outputs=["a"], inplist=["gain.a"], outlist=["integrator.a"])
+    loop = ct.interconnect(
+        [gain, integrator], inputs=["r"], outputs=["a"], inplist=["gain.a"], outlist=["integrator.a"]
+    )
     with pytest.raises(ValueError, match="algebraic loop"):
         quietly(loop)
 
@@ -128,7 +146,14 @@ def test_sampled_plant_agrees_with_a_tight_ode_solver(name):
         tolerance = SUBSTEP_TOLERANCE
     x, u = model.operating_region.sample(5, seed=0)
     for xi, ui, got in zip(x, u, model.step(x, u).numpy(), strict=True):
-        exact = scipy.integrate.solve_ivp(lambda t, z, v=ui: setting.system.dynamics(t, z, v), (0, model.dt), xi, rtol=1e-11, atol=1e-12, method="LSODA").y[:, -1]
+        exact = scipy.integrate.solve_ivp(
+            lambda t, z, v=ui: setting.system.dynamics(t, z, v),
+            (0, model.dt),
+            xi,
+            rtol=1e-11,
+            atol=1e-12,
+            method="LSODA",
+        ).y[:, -1]
         assert np.abs((got - exact) / model.operating_region.state_width).max() < tolerance
 
 
@@ -138,7 +163,9 @@ def test_catalogue_is_differentiable_without_tracing(name):
 
 
 def test_coarse_integration_warns_with_a_sufficient_number_of_substeps():
-    stiff = ct.nlsys(lambda t, x, u, p: [-50 * x[0]], lambda t, x, u, p: [x[0]], inputs=0, outputs=1, states=1, name="stiff")
+    stiff = ct.nlsys(
+        lambda t, x, u, p: [-50 * x[0]], lambda t, x, u, p: [x[0]], inputs=0, outputs=1, states=1, name="stiff"
+    )
     with pytest.warns(UserWarning, match=r"use substeps=(\d+)") as caught:
         plants.discretize(stiff, 0.1)
     enough = int(str(caught[0].message).split("substeps=")[-1])
@@ -191,16 +218,21 @@ class TestBadInput:
     def test_function_that_raises(self):
         def broken(t, x, u, params):
             raise KeyError("mass")
+
         with pytest.raises(ValueError, match="update function of 'broken' raised KeyError"):
             plants.discretize(ct.nlsys(broken, None, inputs=1, outputs=2, states=2, name="broken"), 0.1)
 
     def test_function_that_returns_the_wrong_length(self):
         with pytest.raises(ValueError, match=r"'short' returned an array of shape \(1,\), needed \(2,\)"):
-            plants.discretize(ct.nlsys(lambda t, x, u, p: [x[0]], None, inputs=1, outputs=2, states=2, name="short"), 0.1)
+            plants.discretize(
+                ct.nlsys(lambda t, x, u, p: [x[0]], None, inputs=1, outputs=2, states=2, name="short"), 0.1
+            )
 
     def test_function_that_is_nowhere_finite(self):
         with pytest.raises(ValueError, match="operating_region"):
-            plants.discretize(ct.nlsys(lambda t, x, u, p: [np.log(x[0] - 100)], None, inputs=0, outputs=1, states=1), 0.1)
+            plants.discretize(
+                ct.nlsys(lambda t, x, u, p: [np.log(x[0] - 100)], None, inputs=0, outputs=1, states=1), 0.1
+            )
 
     def test_unknown_labels(self):
         with pytest.raises(ValueError, match=r"angle_states must be a list out of \['theta', 'omega'\]"):

@@ -37,7 +37,7 @@ def clipped(t, x, u, params):
 
 def unpacking(t, x, u, params):
     x1, x2 = x
-    force, = u
+    (force,) = u
     return x2, params["mu"] * (1 - x1**2) * x2 - x1 + force
 
 
@@ -102,28 +102,88 @@ def _loop():
     def block(t, x, u, params):
         return [-params["k"] * x[0] + u[0]]
 
-    slow, fast = (ct.nlsys(block, lambda t, x, u, params: [x[0]], states=1, inputs=["u"], outputs=["y"], name=name, params={"k": k})
-                  for name, k in (("slow", 1.0), ("fast", 7.0)))
-    return ct.interconnect([slow, fast], connections=[["slow.u", "-fast.y"], ["fast.u", "slow.y"]], inplist=["slow.u"], outlist=["fast.y"], name="loop")
+    slow, fast = (
+        ct.nlsys(
+            block, lambda t, x, u, params: [x[0]], states=1, inputs=["u"], outputs=["y"], name=name, params={"k": k}
+        )
+        for name, k in (("slow", 1.0), ("fast", 7.0))
+    )
+    return ct.interconnect(
+        [slow, fast],
+        connections=[["slow.u", "-fast.y"], ["fast.u", "slow.y"]],
+        inplist=["slow.u"],
+        outlist=["fast.y"],
+        name="loop",
+    )
 
 
 SYSTEMS = {
     "list_return": (second_order(list_return, "list_return"), lambda x, u: [[0, 1], [-np.cos(x[0]), -0.2]], "traced"),
-    "array_return": (second_order(array_return, "array_return", k=2.0), lambda x, u: [[0, 1], [-6 * x[0] ** 2, -0.5]], "traced"),
+    "array_return": (
+        second_order(array_return, "array_return", k=2.0),
+        lambda x, u: [[0, 1], [-6 * x[0] ** 2, -0.5]],
+        "traced",
+    ),
     "closed_over_matrix": (second_order(closed_over_matrix, "closed_over_matrix"), lambda x, u: A, "traced"),
-    "math_functions": (second_order(math_functions, "math_functions"), lambda x, u: [[0, 1], [
-        -9.81 * cos(x[0]) + 0.1 * x[1] * sin(x[0]) / ((2 + cos(x[0])) ** 2 + x[1] ** 2),
-        -2 * x[1] * u[0] * math.exp(-x[1] ** 2) + 0.1 * (2 + cos(x[0])) / ((2 + cos(x[0])) ** 2 + x[1] ** 2)]], "traced"),
-    "clipped": (second_order(clipped, "clipped"), lambda x, u: [[0, 1], [-1 if x[0] > 0 else -3, -0.8 * abs(x[1])]], "traced"),
-    "unpacking": (second_order(unpacking, "unpacking", mu=1.5), lambda x, u: [[0, 1], [-3 * x[0] * x[1] - 1, 1.5 * (1 - x[0] ** 2)]], "autodiff"),
+    "math_functions": (
+        second_order(math_functions, "math_functions"),
+        lambda x, u: [
+            [0, 1],
+            [
+                -9.81 * cos(x[0]) + 0.1 * x[1] * sin(x[0]) / ((2 + cos(x[0])) ** 2 + x[1] ** 2),
+                -2 * x[1] * u[0] * math.exp(-(x[1] ** 2)) + 0.1 * (2 + cos(x[0])) / ((2 + cos(x[0])) ** 2 + x[1] ** 2),
+            ],
+        ],
+        "traced",
+    ),
+    "clipped": (
+        second_order(clipped, "clipped"),
+        lambda x, u: [[0, 1], [-1 if x[0] > 0 else -3, -0.8 * abs(x[1])]],
+        "traced",
+    ),
+    "unpacking": (
+        second_order(unpacking, "unpacking", mu=1.5),
+        lambda x, u: [[0, 1], [-3 * x[0] * x[1] - 1, 1.5 * (1 - x[0] ** 2)]],
+        "autodiff",
+    ),
     "in_place": (second_order(in_place, "in_place"), lambda x, u: [[0, 1], [-2, -0.5 / np.cosh(x[1]) ** 2]], "traced"),
-    "helper_functions": (second_order(helper_functions, "helper_functions"), lambda x, u: [[0, 1], [-np.cos(x[0]), -3 / (1 + 100 * x[1] ** 2)]], "traced"),
-    "branch_on_parameters": (second_order(branch_on_parameters, "branch_on_parameters", kind="cubic"), lambda x, u: [[0, 1], [-1 - 3 * x[0] ** 2, 0]], "autodiff"),
-    "branch_on_state": (second_order(branch_on_state, "branch_on_state"), lambda x, u: [[0, 1], [-2 if x[0] > 0.2 else -0.5, 0]], "finite difference"),
+    "helper_functions": (
+        second_order(helper_functions, "helper_functions"),
+        lambda x, u: [[0, 1], [-np.cos(x[0]), -3 / (1 + 100 * x[1] ** 2)]],
+        "traced",
+    ),
+    "branch_on_parameters": (
+        second_order(branch_on_parameters, "branch_on_parameters", kind="cubic"),
+        lambda x, u: [[0, 1], [-1 - 3 * x[0] ** 2, 0]],
+        "autodiff",
+    ),
+    "branch_on_state": (
+        second_order(branch_on_state, "branch_on_state"),
+        lambda x, u: [[0, 1], [-2 if x[0] > 0.2 else -0.5, 0]],
+        "finite difference",
+    ),
     "rounded_state": (second_order(rounded_state, "rounded_state"), None, "finite difference"),
-    "mass_matrix": (ct.nlsys(mass_matrix, lambda t, x, u, params: x[:2], states=4, inputs=1, outputs=2, name="mass_matrix"), None, "traced"),
-    "float_casts": (second_order(float_casts, "float_casts"), lambda x, u: [[0, 1], [-1, 0.3 * x[1] / math.sqrt(1 + x[1] ** 2)]], "traced"),
-    "bicycle": (ct.nlsys(Bicycle(2.5).update, lambda t, x, u, params: [np.hypot(x[0] + 3, x[1] - 3), x[2]], states=3, inputs=2, outputs=2, name="bicycle"),
-                lambda x, u: [[0, 0, -u[0] * np.sin(x[2])], [0, 0, u[0] * np.cos(x[2])], [0, 0, 0]], "traced"),
+    "mass_matrix": (
+        ct.nlsys(mass_matrix, lambda t, x, u, params: x[:2], states=4, inputs=1, outputs=2, name="mass_matrix"),
+        None,
+        "traced",
+    ),
+    "float_casts": (
+        second_order(float_casts, "float_casts"),
+        lambda x, u: [[0, 1], [-1, 0.3 * x[1] / math.sqrt(1 + x[1] ** 2)]],
+        "traced",
+    ),
+    "bicycle": (
+        ct.nlsys(
+            Bicycle(2.5).update,
+            lambda t, x, u, params: [np.hypot(x[0] + 3, x[1] - 3), x[2]],
+            states=3,
+            inputs=2,
+            outputs=2,
+            name="bicycle",
+        ),
+        lambda x, u: [[0, 0, -u[0] * np.sin(x[2])], [0, 0, u[0] * np.cos(x[2])], [0, 0, 0]],
+        "traced",
+    ),
     "loop": (_loop(), lambda x, u: [[-1, -1], [1, -7]], "autodiff"),
 }
