@@ -160,8 +160,9 @@ class AffineModel:
         if self.radius(best) < wanted:
             return best
         warnings.warn(
-            f"the Kalman predictor contracts at {self.radius(best):.4f} a step, slower than the contraction rate {rate:g} asked for: the observer starts "
-            "from a faster, noisier gain; a rate closer to 1 allows a more accurate one",
+            f"the Kalman predictor contracts at {self.radius(best):.4f} a step, slower than the contraction rate "
+            f"{rate:g} asked for: the observer starts from a faster, noisier gain; "
+            "a rate closer to 1 allows a more accurate one",
             UserWarning,
             stacklevel=3,
         )

@@ -194,7 +194,10 @@ class R2DNObserver:
             network.D21.zero_()
 
     def linear_design(self, dataset: xr.Dataset) -> tuple[AffineModel, SteadyState]:
-        """Best affine fit of the plant over a dataset, in the observer's coordinates, and the gains that track best with it."""
+        """Fit the best affine model of the plant over a dataset and find the gains that track best with it.
+
+        The model is in the observer's coordinates.
+        """
         x, u, y = to_tensors(dataset)
         x = self.in_frame_of(x, u, y)
         v, _, _ = self.network_input(u, y)
@@ -333,7 +336,10 @@ class R2DNObserver:
         return torch.cat([scaled, fading[:, None].expand(*scaled.shape[:-1], 1)], dim=-1), shift, held
 
     def in_frame_of(self, x: torch.Tensor, u: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Add whole turns to the angles of states x (..., nstates) so that they go with measured angles y (..., noutputs)."""
+        """Add whole turns to the angles of states x so that they go with measured angles y.
+
+        x is (..., nstates), y is (..., noutputs).
+        """
         if not bool(self._carried.any()):
             return x
         y = wrap(y, self.model.output_is_angle)
@@ -426,7 +432,8 @@ class R2DNObserver:
         ):
             if (tuple(stored) if isinstance(stored, list) else stored) != own:
                 raise ValueError(
-                    f"{path} holds an observer for {plant['name']!r} with {what} {stored}, the model {model.name!r} has {own}"
+                    f"{path} holds an observer for {plant['name']!r} with {what} {stored}, "
+                    f"the model {model.name!r} has {own}"
                 )
         observer = cls(model, **header["settings"], initialisation=header["initialisation"], seed=header["seed"])
         try:

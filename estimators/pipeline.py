@@ -4,6 +4,7 @@ import importlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import control as ct
@@ -96,8 +97,9 @@ def as_scenario(system: ct.InputOutputSystem | Scenario, dt: float | None, say: 
     spread = [np.maximum(quiet[name].values.std(axis=(0, 1)), 1e-12) for name in ("x", "y")]
     noise = GaussianNoise((0.02 * spread[0]) ** 2, (0.1 * spread[1]) ** 2)
     say(
-        "defaults for a bare system: starts and inputs within (-1, 1), inputs in steps of ten samples, process noise of 2 % and measurement noise "
-        "of 10 % of each signal's standard deviation; return a plants.Scenario from your factory to choose them"
+        "defaults for a bare system: starts and inputs within (-1, 1), inputs in steps of ten samples, "
+        "process noise of 2 % and measurement noise of 10 % of each signal's standard deviation; "
+        "return a plants.Scenario from your factory to choose them"
     )
     region = model.operating_region
     bounds = dict(
@@ -115,7 +117,10 @@ def as_scenario(system: ct.InputOutputSystem | Scenario, dt: float | None, say: 
 
 
 def read_data(path, model: StateSpaceModel) -> xr.Dataset:
-    """Read the user's trajectories: netCDF of this toolkit, or CSV whose columns are ``time`` and the plant's labels."""
+    """Read the user's trajectories from netCDF or CSV.
+
+    The netCDF is that of this toolkit; the CSV's columns are ``time`` and the plant's labels.
+    """
     if str(path).endswith(".csv"):
         try:
             columns = pd.read_csv(path, nrows=0).columns
@@ -140,13 +145,16 @@ def read_data(path, model: StateSpaceModel) -> xr.Dataset:
 
 
 def divide(data: xr.Dataset) -> dict[str, xr.Dataset]:
-    """Split by runs into training, validation and test data, in time where there are fewer than ten runs; cut into pieces."""
+    """Split into training, validation and test data and cut into pieces.
+
+    The split is by runs, in time where there are fewer than ten runs.
+    """
     if data.sizes["trajectory"] >= 10:
         test, validation = (max(1, round(SHARES[name] * data.sizes["trajectory"])) for name in ("test", "validation"))
         parts = split(data, (data.sizes["trajectory"] - test - validation, validation, test))
     else:
         edges = np.round(np.cumsum([0, *SHARES.values()]) * data.sizes["time"]).astype(int)
-        parts = [data.isel(time=slice(a, b)) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        parts = [data.isel(time=slice(a, b)) for a, b in pairwise(edges)]
     datasets = {name: cut(part, min(STEPS, part.sizes["time"])) for name, part in zip(SHARES, parts, strict=True)}
     x = datasets["train"]["x"].values
     if "initial_mean" not in data:  # all that is known of the start of a piece
@@ -214,13 +222,15 @@ def compare(
         tuned = estimator.tune(train)
         deviations = [np.sqrt(np.diag(c)) for c in (tuned.noise.process_cov, tuned.noise.measurement_cov)]
         say(
-            f"{name} tuned by maximum likelihood: log-likelihood {tuned.log_likelihood_before:.4f} -> {tuned.log_likelihood:.4f} a sample; "
-            f"process noise {_numbers(deviations[0])}, measurement noise {_numbers(deviations[1])} (standard deviations)"
+            f"{name} tuned by maximum likelihood: log-likelihood {tuned.log_likelihood_before:.4f} -> "
+            f"{tuned.log_likelihood:.4f} a sample; process noise {_numbers(deviations[0])}, "
+            f"measurement noise {_numbers(deviations[1])} (standard deviations)"
         )
     observer = R2DNObserver(model, seed=seed)
     history = observer.fit(train, datasets["validation"], updates=updates, seed=seed, progress=progress)
     say(
-        f"R2DN trained: {sum(p.numel() for p in observer.network.parameters())} parameters, {history.wall_time:.0f} s, kept update {history.best_update}"
+        f"R2DN trained: {sum(p.numel() for p in observer.network.parameters())} parameters, "
+        f"{history.wall_time:.0f} s, kept update {history.best_update}"
     )
     estimators = {"R2DN": observer, **estimators}
     table = benchmark(estimators, datasets["test"])

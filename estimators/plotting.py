@@ -20,7 +20,7 @@ def _time_label(table: xr.Dataset) -> str:
 def plot_estimates(
     table: xr.Dataset, dataset: xr.Dataset, model: StateSpaceModel, *, trajectory: int = 0, kind: str = "predicted"
 ) -> Figure:
-    """True states of one trajectory with every estimate of it.
+    """Plot the true states of one trajectory with every estimate of it.
 
     Parameters
     ----------

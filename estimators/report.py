@@ -28,7 +28,8 @@ def format_table(table: xr.Dataset) -> str:
     unit = table.attrs.get("time_unit", "")
     states, lines = [str(s) for s in table["state"].values], []
     lines.append(
-        f"{table.attrs['plant']}: {table.attrs['trajectories']} test trajectories from wrong starts, transient = first {table.attrs['transient']:g} {unit}".rstrip()
+        f"{table.attrs['plant']}: {table.attrs['trajectories']} test trajectories from wrong starts, "
+        f"transient = first {table.attrs['transient']:g} {unit}".rstrip()
     )
     head = ["", *(f"{s} RMSE" for s in states), *(f"{s} /best" for s in states), *(f"{s} transient" for s in states)]
     for kind in ("predicted", "filtered"):

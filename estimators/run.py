@@ -94,8 +94,8 @@ def estimate_batch(estimator: Estimator, dataset: xr.Dataset, *, x0=None, P0=Non
         lost = bad.any(dim=1).nonzero().flatten()
         first = int(bad[lost[0]].nonzero()[0])
         warnings.warn(
-            f"{name} diverged on {len(lost)} of {len(y)} trajectories, first on trajectory {int(lost[0])} at time step {first}; "
-            "its estimates there are NaN",
+            f"{name} diverged on {len(lost)} of {len(y)} trajectories, first on trajectory {int(lost[0])} "
+            f"at time step {first}; its estimates there are NaN",
             UserWarning,
             stacklevel=3,
         )

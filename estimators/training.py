@@ -72,7 +72,8 @@ def fit(
     Rollouts: windows of `horizon` samples of noisy measurements, from the start that an estimator
     is told at the beginning of a trajectory, or from the truth plus a start error elsewhere.
     Squared errors are divided by the variance to be expected at that time after the start (see
-    :meth:`estimators.design.AffineModel.expected_errors`), so that transient and steady state, small and large states all count alike.
+    :meth:`estimators.design.AffineModel.expected_errors`), so that transient and steady state,
+    small and large states all count alike.
 
     Parameters
     ----------
@@ -311,8 +312,8 @@ class _Training:
                 bar.set_postfix(train=f"{result.train_loss[-1]:.3f}", validation=f"{value:.3f}")
                 if not np.isfinite(result.train_loss[-1]):
                     raise FloatingPointError(
-                        f"the training loss is not finite at update {done}; the observer keeps the parameters of update {result.best_update}: "
-                        "try a smaller learning_rate"
+                        f"the training loss is not finite at update {done}; the observer keeps the parameters "
+                        f"of update {result.best_update}: try a smaller learning_rate"
                     )
                 recent = []
                 if value < best_loss:
@@ -326,7 +327,8 @@ class _Training:
             result.interrupted = True
             where = f", stored in {checkpoint}" if checkpoint is not None and result.updates else ""
             tqdm.write(
-                f"training interrupted after {done} of {total} updates; the observer holds the best parameters, those of update {result.best_update}{where}"
+                f"training interrupted after {done} of {total} updates; the observer holds the best parameters, "
+                f"those of update {result.best_update}{where}"
             )
         finally:
             bar.close()

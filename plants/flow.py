@@ -1,4 +1,7 @@
-"""The right-hand side and output of a python-control system as batched torch maps, blocks of an interconnection one by one."""
+"""The right-hand side and output of a python-control system as batched torch maps.
+
+The blocks of an interconnection are taken one by one.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -25,7 +28,7 @@ class Flow(NamedTuple):
 
 
 def linear_flow(A, B, C, D) -> Flow:
-    """Maps of a linear system from its matrices."""
+    """Make the maps of a linear system from its matrices."""
     At, Bt, Ct, Dt = (torch.from_numpy(np.ascontiguousarray(m.T, dtype=float)) for m in (A, B, C, D))
     return Flow(
         len(A),
@@ -71,7 +74,8 @@ def flow_of(sys, params, region: OperatingRegion) -> Flow:
         )
     elif sys.noutputs != sys.nstates:
         raise ValueError(
-            f"{sys.name!r} has no output function, so its {sys.noutputs} outputs would have to be its {sys.nstates} states"
+            f"{sys.name!r} has no output function, "
+            f"so its {sys.noutputs} outputs would have to be its {sys.nstates} states"
         )
     maps = [m for m in (rhs, output) if m is not None]
     return Flow(

@@ -232,7 +232,8 @@ def build_map(function: Callable, size: int, name: str, region) -> PlantMap:
     usable = np.isfinite(truth).all(axis=1) & np.isfinite(slope).all(axis=(1, 2))
     if not usable.any():
         raise ValueError(
-            f"{name} is not finite at any of {batch} random points of the operating region: give operating_region= where the plant lives"
+            f"{name} is not finite at any of {batch} random points of the operating region: "
+            "give operating_region= where the plant lives"
         )
     x, u, truth, slope = x[usable], u[usable], truth[usable], slope[usable]
     if len(x) in (nx, nu, size):  # keep the batch length different from every other length

@@ -276,7 +276,8 @@ def discretize(
         sys = realised
     if not isinstance(sys, ct.StateSpace | ct.NonlinearIOSystem):
         raise TypeError(
-            f"sys must be a python-control StateSpace, TransferFunction, NonlinearIOSystem or InterconnectedSystem, got {type(sys).__name__}"
+            "sys must be a python-control StateSpace, TransferFunction, NonlinearIOSystem or InterconnectedSystem, "
+            f"got {type(sys).__name__}"
         )
     if not sys.nstates:
         raise TypeError(
@@ -352,8 +353,8 @@ def _time_base(sys, dt):
         raise ValueError(f"{sys.name!r} {kind}: give dt= to discretize")
     if sys.dt is None:
         warnings.warn(
-            f"{sys.name!r} has dt=None, neither continuous nor discrete: taken as a difference equation sampled at dt={dt:g}; "
-            "make it with dt=0 if it is a differential equation, with dt=True if not",
+            f"{sys.name!r} has dt=None, neither continuous nor discrete: taken as a difference equation "
+            f"sampled at dt={dt:g}; make it with dt=0 if it is a differential equation, with dt=True if not",
             UserWarning,
             stacklevel=3,
         )
@@ -416,8 +417,8 @@ def _check_substeps(rhs, dt, method, substeps, region, name):
         else "no number of substeps up to 1024 settles it: use a smaller dt or check the plant and operating_region"
     )
     warnings.warn(
-        f"integrating {name!r} with substeps={substeps} at dt={dt:g} is coarse: halving the step changes the next state by "
-        f"{first:.2g} of the operating region's width (limit {SUBSTEP_TOLERANCE:g}); {remedy}",
+        f"integrating {name!r} with substeps={substeps} at dt={dt:g} is coarse: halving the step changes the next "
+        f"state by {first:.2g} of the operating region's width (limit {SUBSTEP_TOLERANCE:g}); {remedy}",
         UserWarning,
         stacklevel=3,
     )

@@ -60,7 +60,8 @@ class OperatingRegion(NamedTuple):
         unknown = bounds.keys() - {*states, *inputs}
         if unknown:
             raise ValueError(
-                f"operating_region names {sorted(unknown)}; this plant has states {list(states)} and inputs {list(inputs)}"
+                f"operating_region names {sorted(unknown)}; "
+                f"this plant has states {list(states)} and inputs {list(inputs)}"
             )
         for label, pair in bounds.items():
             if len(pair) != 2 or not -math.inf < pair[0] < pair[1] < math.inf:

@@ -7,6 +7,7 @@ attributes cannot hold matrices, hence variables.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -151,7 +152,8 @@ def validate(dataset: xr.Dataset, model: StateSpaceModel, *, states: bool = Fals
         found = tuple(str(v) for v in dataset[dim].values) if dim in dataset.coords else ("",) * dataset.sizes[dim]
         if (found != labels[name]) if dim in dataset.coords else (len(found) != len(labels[name])):
             raise ValueError(
-                f"{dim} labels of the dataset {list(found)} are not those of the plant {model.name!r}, {list(labels[name])}"
+                f"{dim} labels of the dataset {list(found)} "
+                f"are not those of the plant {model.name!r}, {list(labels[name])}"
             )
     dt = dataset.attrs.get("dt")
     if dt is None or not np.isclose(dt, model.dt, rtol=1e-9):
@@ -160,7 +162,8 @@ def validate(dataset: xr.Dataset, model: StateSpaceModel, *, states: bool = Fals
         if name in dataset and not np.isfinite(dataset[name].values).all():
             at = np.argwhere(~np.isfinite(dataset[name].values))[0].tolist()
             raise ValueError(
-                f"{name} must be finite, got {dataset[name].values[tuple(at)]} at trajectory {at[0]}, time step {at[1]}, {_DIMS[name][-1]} {at[2]}"
+                f"{name} must be finite, got {dataset[name].values[tuple(at)]} "
+                f"at trajectory {at[0]}, time step {at[1]}, {_DIMS[name][-1]} {at[2]}"
             )
 
 
@@ -254,8 +257,9 @@ def from_csv(
         values = {c: np.interp(grid, seconds, v) for c, v in values.items()}
     elif len(grid) != len(seconds) or np.abs(grid - seconds).max() > 0.05 * model.dt:
         raise ValueError(
-            f"the samples of {path} are not {model.dt:g} apart (median {np.median(np.diff(seconds)):g}, from {np.diff(seconds).min():g} "
-            f"to {np.diff(seconds).max():g}): give the model this dt, or resample=True to interpolate"
+            f"the samples of {path} are not {model.dt:g} apart (median {np.median(np.diff(seconds)):g}, "
+            f"from {np.diff(seconds).min():g} to {np.diff(seconds).max():g}): "
+            "give the model this dt, or resample=True to interpolate"
         )
     length = len(grid) if resample else len(seconds)
 
@@ -322,7 +326,8 @@ def load_dataset(path) -> xr.Dataset:
         raise ValueError(f"cannot read {path} as netCDF: {error}") from error
     if dataset.attrs.get("schema") != SCHEMA:
         raise ValueError(
-            f"{path} is netCDF but not a trajectory dataset of this toolkit (attribute schema is {dataset.attrs.get('schema')!r}, needed {SCHEMA!r})"
+            f"{path} is netCDF but not a trajectory dataset of this toolkit "
+            f"(attribute schema is {dataset.attrs.get('schema')!r}, needed {SCHEMA!r})"
         )
     return dataset
 
@@ -351,7 +356,7 @@ def split(dataset: xr.Dataset, counts: Sequence[int]) -> list[xr.Dataset]:
             f"counts {list(counts)} ask for {sum(counts)} trajectories, the dataset has {dataset.sizes['trajectory']}"
         )
     edges = np.cumsum([0, *counts])
-    return [dataset.isel(trajectory=slice(a, b)) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    return [dataset.isel(trajectory=slice(a, b)) for a, b in pairwise(edges)]
 
 
 def cut(dataset: xr.Dataset, steps: int) -> xr.Dataset:

@@ -82,7 +82,8 @@ def simulate(
         if not bool(torch.isfinite(x[k + 1]).all()):
             which = int((~torch.isfinite(x[k + 1])).any(dim=1).nonzero()[0])
             raise ValueError(
-                f"trajectory {which} of {model.name!r} is not finite after time step {k}: from x={x[k, which].tolist()}, u={u[k, which].tolist()}"
+                f"trajectory {which} of {model.name!r} is not finite after time step {k}: "
+                f"from x={x[k, which].tolist()}, u={u[k, which].tolist()}"
             )
     times = (torch.arange(steps, dtype=torch.float64) * model.dt).tolist()
     y = torch.stack([model.output(x[k], u[k], times[k]) for k in range(steps)]) + v
@@ -99,7 +100,7 @@ def simulate(
 
 
 def _inputs(model, trajectories, steps, inputs, rng) -> torch.Tensor:
-    """Inputs as (steps, trajectories, ninputs)."""
+    """Return the inputs as (steps, trajectories, ninputs)."""
     shape = (steps, trajectories, model.ninputs)
     if not model.ninputs:
         return torch.zeros(shape, dtype=torch.float64)
@@ -114,6 +115,7 @@ def _inputs(model, trajectories, steps, inputs, rng) -> torch.Tensor:
     u = as_tensor(inputs, "inputs", model.ninputs)
     if u.shape not in ((steps, model.ninputs), (trajectories, steps, model.ninputs)):
         raise ValueError(
-            f"inputs must have shape ({steps}, {model.ninputs}) or ({trajectories}, {steps}, {model.ninputs}), got {tuple(u.shape)}"
+            f"inputs must have shape ({steps}, {model.ninputs}) or ({trajectories}, {steps}, {model.ninputs}), "
+            f"got {tuple(u.shape)}"
         )
     return (u[:, None] if u.ndim == 2 else u.transpose(0, 1)).expand(shape)

@@ -1,4 +1,9 @@
-"""Real failures of other libraries, with right values from independent paths (exact rational or 60-digit recursions, closed forms)."""
+"""Real failures of other libraries, with right values from independent paths.
+
+The paths are exact rational or 60-digit recursions and closed forms.
+"""
+
+from typing import ClassVar
 
 import control as ct
 import numpy as np
@@ -36,8 +41,8 @@ def run(estimator, x0, P0, measurements, predict_first=True, u=None):
 
 class TestO1SigmaPointsAfterProcessNoise:
     F, Q, H = [[1, 1], [0, 1]], [[0.125, 0.25], [0.25, 0.5]], [[1, 0]]
-    X = [4.0041036304363, 0.930951938137464]
-    P = [[0.723896418895864, 0.408686407755016], [0.408686407755016, 0.639944747974298]]
+    X: ClassVar = [4.0041036304363, 0.930951938137464]
+    P: ClassVar = [[0.723896418895864, 0.408686407755016], [0.408686407755016, 0.639944747974298]]
 
     @pytest.mark.parametrize(
         "make",

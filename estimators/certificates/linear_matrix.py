@@ -158,7 +158,8 @@ SAFETY_ONE = 1 + 4 * np.finfo(float).eps
 def correctness_residual(observer: R2DNObserver, dataset: xr.Dataset) -> np.ndarray:
     """RMS over data of the observer's step from the true state minus the model's, per state, in the plant's units.
 
-    The measurement is the noise-free one, y = h(x, u), and the start-up signal has faded: a correct observer has residual zero.
+    The measurement is the noise-free one, y = h(x, u), and the start-up signal has faded: a correct observer has
+    residual zero.
     """
     x, u, _ = to_tensors(dataset)
     x, u = x.flatten(0, 1), u.flatten(0, 1)

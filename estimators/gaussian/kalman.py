@@ -88,7 +88,8 @@ def steady_state(A, C, Q, R, rate: float = 1.0) -> SteadyState:
         prior = scipy.linalg.solve_discrete_are(As.T, Cs.T, Qs, Rs)
     except np.linalg.LinAlgError as error:
         raise ValueError(
-            f"the Riccati equation has no stabilising solution (is the state observable, is every mode excited by Q?): {error}"
+            "the Riccati equation has no stabilising solution (is the state observable, is every mode excited by Q?): "
+            f"{error}"
         ) from error
     innovation = Cs @ prior @ Cs.T + Rs
     gain = np.linalg.solve(innovation, Cs @ prior).T

@@ -36,7 +36,7 @@ class TuneResult(NamedTuple):
     evaluations: int
 
 
-def tune(estimator, dataset: xr.Dataset, *, trajectories: int = 32, steps: int = 150, P0=None) -> TuneResult:
+def tune(estimator, dataset: xr.Dataset, *, trajectories: int = 64, steps: int = 150, P0=None) -> TuneResult:
     """Fit Q and R by maximum likelihood of the innovations.
 
     Every state's process noise and every output's measurement noise gets a factor of its own

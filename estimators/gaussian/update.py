@@ -87,7 +87,8 @@ def correct(
     pivots = root.diagonal(dim1=-2, dim2=-1).abs()
     if bool((pivots == 0).any()):
         raise ValueError(
-            "the innovation covariance is singular: a noise-free measurement (R = 0) repeats what is known exactly; give R a positive variance"
+            "the innovation covariance is singular: a noise-free measurement (R = 0) repeats what is known exactly; "
+            "give R a positive variance"
         )
     whitened = torch.linalg.solve_triangular(root, innovation.expand(*lead, ny)[..., None], upper=False)
     count = (~missing).sum(dim=-1)

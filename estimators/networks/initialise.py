@@ -12,7 +12,10 @@ FEEDBACK_SHARE = 0.3
 
 
 def long_memory(network: R2DN, generator: torch.Generator | None = None) -> None:
-    """Set the parameters, in place, to the published long-memory start: A near the identity, no feedback (mathematics.md, 3)."""
+    """Set the parameters, in place, to the published long-memory start (mathematics.md, 3).
+
+    A is near the identity, and there is no feedback.
+    """
     nx = network.nstates
     A = torch.eye(nx, dtype=torch.float64) - torch.diag(0.05 * torch.rand(nx, generator=generator, dtype=torch.float64))
     identity = torch.eye(nx, dtype=torch.float64)
@@ -48,7 +51,8 @@ def from_linear(network: R2DN, A: np.ndarray, B2: np.ndarray, bx: np.ndarray) ->
     radius = np.abs(np.linalg.eigvals(A)).max()
     if radius >= alpha:
         raise ValueError(
-            f"the linear observer contracts at {radius:.4g} a step, slower than the contraction rate {alpha:g} asked for"
+            f"the linear observer contracts at {radius:.4g} a step, "
+            f"slower than the contraction rate {alpha:g} asked for"
         )
     P = scipy.linalg.solve_discrete_lyapunov((A / alpha).T, np.eye(len(A)))
     free = np.block([[P, A.T @ P], [P @ A, alpha**2 * P]]) / alpha**2

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -146,7 +147,7 @@ class LipschitzNetwork(nn.Module):
         last = len(sizes) - 2
         self.layers = nn.ModuleList(
             Sandwich(m, n, generator, dtype, linear=linear_output and i == last)
-            for i, (m, n) in enumerate(zip(sizes[:-1], sizes[1:], strict=True))
+            for i, (m, n) in enumerate(pairwise(sizes))
         )
 
     def explicit(self, dtype: torch.dtype | None = None) -> tuple[SandwichMatrices, ...]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -74,7 +75,7 @@ class R2DNMatrices(NamedTuple):
                 "a network with a single linear layer has nothing to roll out: give hidden at least one width"
             )
         inward = hidden[0].inward
-        weights = [inward @ self.C1] + [b.inward @ a.outward for a, b in zip(hidden[:-1], hidden[1:], strict=True)]
+        weights = [inward @ self.C1] + [b.inward @ a.outward for a, b in pairwise(hidden)]
         out = last.B @ hidden[-1].outward if last else hidden[-1].outward
         shift = last.b if last else torch.zeros_like(self.bv)
         return CollapsedR2DN(
@@ -125,8 +126,9 @@ class CollapsedR2DN(NamedTuple):
     def rollout(
         self, x0: torch.Tensor, u: torch.Tensor, shift: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Roll out time-first: x0 (batch, nx), u (time, batch, nu) to states (time + 1, batch, nx) and outputs (time, batch, ny).
+        """Roll out time-first.
 
+        x0 (batch, nx), u (time, batch, nu) to states (time + 1, batch, nx) and outputs (time, batch, ny);
         `shift` (time, batch, nx) is added to the next state.
         """
         # inputs are few and times many: one product for all times before the loop, one after it

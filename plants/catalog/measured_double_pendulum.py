@@ -24,11 +24,14 @@ DESIGN_C1_MODEL_1 = {
     "r1": 0.2,
     "r2": 0.25569305436052964,
 }
-"""Identified parameters, SI units: design_C.1/model_1.0 of dfki-ric-underactuated-lab/double_pendulum (BSD-3-Clause)."""
+"""Identified parameters, SI units.
+
+They are design_C.1/model_1.0 of dfki-ric-underactuated-lab/double_pendulum (BSD-3-Clause).
+"""
 
 
 def measured_double_pendulum(parameters: dict | None = None) -> ct.NonlinearIOSystem:
-    """Manipulator equations with rotor inertia, viscous friction and Coulomb friction cf atan(100 v).
+    """Build the manipulator equations with rotor inertia, viscous friction and Coulomb friction cf atan(100 v).
 
     Parameters
     ----------
@@ -39,7 +42,8 @@ def measured_double_pendulum(parameters: dict | None = None) -> ct.NonlinearIOSy
     Returns
     -------
     control.NonlinearIOSystem
-        States q1 (shoulder, 0 hanging), q2 (elbow, relative), v1, v2 (rad, rad/s); inputs tau1, tau2 (N m); outputs the two angles.
+        States q1 (shoulder, 0 hanging), q2 (elbow, relative), v1, v2 (rad, rad/s); inputs tau1, tau2 (N m);
+        outputs the two angles.
     """
 
     def update(t, x, u, params):

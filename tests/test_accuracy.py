@@ -1,0 +1,53 @@
+"""The accuracy the project promises, end to end; minutes, hence slow. The figures come from tests/benchmarks/accuracy.py."""
+
+import numpy as np
+import pytest
+
+from estimators.pipeline import compare
+from tests.benchmarks.accuracy import CASES, from_random_start, mean_square_ratio
+
+pytestmark = pytest.mark.slow
+
+
+def steady(table):
+    """Predicted and filtered steady RMSE, (estimator, kind, state)."""
+    return table["rmse"].sel(phase="steady").transpose("estimator", "kind", "state")
+
+
+@pytest.fixture(scope="module", params=["mass_spring_damper", "pendulum", "van_der_pol", "quadruple_tank"])
+def nominal(request):
+    return compare(CASES[request.param](), progress=False, say=lambda text: None)
+
+
+def test_settled_observer_is_within_a_tenth_of_the_better_filter_in_every_state(nominal):
+    found = steady(nominal.table)
+    ratio = found.sel(estimator="R2DN").values / found.sel(estimator=["EKF", "UKF"]).values.min(axis=0)
+    assert ratio.max() <= 1.1
+
+
+def test_trained_observer_is_proved_contracting_at_its_rate(nominal):
+    assert nominal.certificate.verdict == "proved"
+    assert nominal.certificate.bound <= nominal.estimators["R2DN"].contraction_rate
+
+
+def test_filters_are_near_their_own_expectation_after_tuning(nominal):
+    assert np.all(np.abs(nominal.table["nees"].sel(estimator=["EKF", "UKF"]).values - 1) < 0.3)
+
+
+def test_linear_optimum_from_the_kalman_start():
+    result = compare(CASES["mass_spring_damper"](), progress=False, say=lambda text: None)
+    assert mean_square_ratio(result.table, "R2DN") <= 1.05
+
+
+def test_linear_optimum_from_the_random_start():
+    ratio, _ = from_random_start()
+    assert ratio <= 1.10
+
+
+@pytest.mark.parametrize("name", ["van_der_pol with outliers", "quadruple_tank with outliers"])
+def test_observer_is_ahead_of_both_filters_where_the_noise_is_not_gaussian(name):
+    result = compare(CASES[name](), progress=False, say=lambda text: None)
+    found = steady(result.table)
+    ratio = found.sel(estimator="R2DN").values / found.sel(estimator=["EKF", "UKF"]).values.min(axis=0)
+    assert np.exp(np.log(ratio).mean()) < 0.95  # over states and kinds
+    assert ratio.max() <= 1.1
