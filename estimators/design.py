@@ -7,6 +7,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from estimators.coordinates import Coordinates, centre_and_scale
 from estimators.gaussian.kalman import SteadyState, steady_state
 from plants.angles import wrap
 from plants.arrays import as_covariance
@@ -22,14 +23,6 @@ TRANSIENT_SHARE = 0.1
 """Least share of the stationary observer's error variance that is expected of any observer."""
 INFLATIONS = tuple(10.0**k for k in np.arange(0, 4.1, 0.5))
 """Multiples of the affine fit's process covariance that are tried."""
-
-
-def centre_and_scale(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each channel, NaN ignored; a constant channel gets scale 1."""
-    flat = values.reshape(-1, values.shape[-1])
-    flat = np.where(np.isnan(flat).all(axis=0), 0.0, flat)
-    centre, scale = np.nanmean(flat, axis=0), np.nanstd(flat, axis=0)
-    return centre, np.where(scale > 1e-12 * (np.abs(centre) + np.finfo(float).tiny), scale, 1.0)
 
 
 def noise_of(dataset: xr.Dataset, model: StateSpaceModel) -> tuple[np.ndarray, np.ndarray]:
@@ -88,7 +81,9 @@ class AffineModel:
     R_fit: np.ndarray
 
     @classmethod
-    def fit(cls, model: StateSpaceModel, dataset: xr.Dataset, states: torch.Tensor, scaling) -> "AffineModel":
+    def fit(
+        cls, model: StateSpaceModel, dataset: xr.Dataset, states: torch.Tensor, coordinates: Coordinates
+    ) -> "AffineModel":
         """Regress the model's next state and output on state and input over data points.
 
         For a linear plant this is the plant itself; for a nonlinear one it weighs the linearisations
@@ -102,16 +97,16 @@ class AffineModel:
             Inputs; noise, named or shown.
         states : torch.Tensor
             (trajectory, time, nstates) true states.
-        scaling : Scaling
-            Of states and of (inputs, outputs).
+        coordinates : Coordinates
+            Scaling of states, inputs and outputs.
         """
         _, u, _ = to_tensors(dataset)
         x, u = states.flatten(0, 1), u.flatten(0, 1)
         every = max(1, len(x) // MOST_POINTS)
         x, u = x[::every], u[::every]
         nx, nu = model.nstates, model.ninputs
-        c, s = scaling.state_centre, scaling.state_scale
-        ci, si = scaling.input_centre, scaling.input_scale
+        c, s = coordinates.state_centre, coordinates.state_scale
+        ci, si = coordinates.input_centre, coordinates.input_scale
         regressors = torch.cat(
             [(x - c) / s, (u - ci[:nu]) / si[:nu], torch.ones(len(x), 1, dtype=torch.float64)], dim=1
         ).numpy()

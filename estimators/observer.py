@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +9,8 @@ import torch
 import xarray as xr
 
 from estimators.base import Estimate, check_measurement
-from estimators.design import AffineModel, centre_and_scale
+from estimators.coordinates import Coordinates
+from estimators.design import AffineModel
 from estimators.files import load_safetensors, save_safetensors
 from estimators.gaussian.kalman import SteadyState
 from estimators.networks.initialise import from_linear
@@ -21,30 +21,7 @@ from plants.arrays import as_tensor
 from plants.model import StateSpaceModel
 from plants.schema import to_tensors, validate
 
-FASTEST_STARTUP, SLOWEST_STARTUP = 0.5, 0.98
-"""Range of the factor by which the start-up signal fades in a step."""
 FORMAT = "contracting-observers R2DNObserver 1"
-
-
-@dataclass(frozen=True, eq=False)
-class Scaling:
-    """Affine map between the plant's units and the observer's own coordinates (value - centre) / scale.
-
-    Attributes
-    ----------
-    state_centre, state_scale : torch.Tensor
-        (nstates,), float64.
-    input_centre, input_scale : torch.Tensor
-        (ninputs + noutputs,), float64: plant inputs, then measurements.
-    startup_decay : torch.Tensor
-        (), factor per step by which the start-up signal fades.
-    """
-
-    state_centre: torch.Tensor
-    state_scale: torch.Tensor
-    input_centre: torch.Tensor
-    input_scale: torch.Tensor
-    startup_decay: torch.Tensor
 
 
 class ObserverState(NamedTuple):
@@ -85,8 +62,9 @@ class R2DNObserver:
     data (mathematics.md, 6), and training improves on that.
 
     Missing measurements (NaN) are replaced by the channel's last value, before the first by its
-    mean in the training data; declared angles are unwrapped along time. Both depend on the
-    data only, so the certificate holds as it stands.
+    mean in the training data. A measured angle is brought within a turn, and the angle state
+    follows its jumps between pi and -pi by a whole turn. Both depend on the measurements only (but
+    for the turn chosen at the first of them), so the certificate holds as it stands.
 
     Parameters
     ----------
@@ -142,8 +120,7 @@ class R2DNObserver:
             generator=torch.Generator().manual_seed(self.seed),
             **self.settings,
         )
-        self._carried = self._find_carried()
-        self.scaling: Scaling | None = None
+        self.coordinates: Coordinates | None = None
 
     @property
     def contraction_rate(self) -> float:
@@ -166,16 +143,10 @@ class R2DNObserver:
             gain was taken.
         """
         validate(dataset, self.model, states=True)
-        x, u, y = to_tensors(dataset)
         model = self.model
-        x = self.in_frame_of(x, u, y)
-        uy = torch.cat([u, wrap(y, model.output_is_angle)], dim=-1).numpy()
-        scales = (torch.from_numpy(a) for a in (*centre_and_scale(x.numpy()), *centre_and_scale(uy)))
-        self.scaling = Scaling(*scales, torch.tensor(SLOWEST_STARTUP, dtype=torch.float64))
+        self.coordinates = Coordinates.from_data(model, dataset)
         affine, gains = self.linear_design(dataset)
-        # the start is forgotten at the pace of the error dynamics
-        decay = min(max(affine.radius(gains), FASTEST_STARTUP), SLOWEST_STARTUP)
-        self.scaling = replace(self.scaling, startup_decay=torch.tensor(decay, dtype=torch.float64))
+        self.coordinates.set_startup(affine.radius(gains))  # the start is forgotten at this pace
         if self.initialisation == "random":
             return
         K, L, nx = gains.filter_gain, gains.predictor_gain, model.nstates
@@ -199,10 +170,10 @@ class R2DNObserver:
         The model is in the observer's coordinates.
         """
         x, u, y = to_tensors(dataset)
-        x = self.in_frame_of(x, u, y)
-        v, _, _ = self.network_input(u, y)
-        affine = AffineModel.fit(self.model, dataset, x, self.scaling)
-        z = (x - self.scaling.state_centre) / self.scaling.state_scale
+        x = self.coordinates.in_frame_of(x, u, y)
+        v, _, _ = self.coordinates.network_input(u, y)
+        affine = AffineModel.fit(self.model, dataset, x, self.coordinates)
+        z = self.coordinates.from_plant(x)
         sample = slice(None, None, max(1, len(x) // 64))
         return affine, affine.gains(
             self.contraction_rate, *(a[sample, :1000].transpose(0, 1).numpy() for a in (z, v[..., :-1]))
@@ -214,7 +185,7 @@ class R2DNObserver:
 
     def explicit(self) -> R2DNMatrices:
         """Named matrices in the observer's coordinates, float64, for the parameters as they are."""
-        self._require_scaling()
+        self._require_data()
         with torch.no_grad():
             return self.network.explicit(torch.float64)
 
@@ -235,7 +206,7 @@ class R2DNObserver:
         matrices = self.explicit().collapse()
         x0 = wrap(as_tensor(x0, "x0", self.model.nstates), self.model.state_is_angle)
         held = torch.full((*x0.shape[:-1], self.model.noutputs), math.nan, dtype=torch.float64)
-        z = (x0 - self.scaling.state_centre) / self.scaling.state_scale
+        z = self.coordinates.from_plant(x0)
         return ObserverState(z, z, held, 1.0, matrices)
 
     def step(self, state: ObserverState, u, y) -> tuple[ObserverState, Estimate]:
@@ -258,17 +229,17 @@ class R2DNObserver:
             At k: predicted and filtered, no covariance.
         """
         u, y = check_measurement(self.model, u, y)
-        v, shift, held = self.network_input(u[..., None, :], y[..., None, :], state.held, state.startup)
+        v, shift, held = self.coordinates.network_input(u[..., None, :], y[..., None, :], state.held, state.startup)
         z, out = state.matrices.step(self._first_frame(state, u, y) + shift[..., 0, :], v[..., 0, :])
         nx = self.model.nstates
         return ObserverState(
-            z, out[..., nx:], held, state.startup * float(self.scaling.startup_decay), state.matrices
-        ), Estimate(self._physical(state.predicted), self._physical(out[..., :nx]))
+            z, out[..., nx:], held, state.startup * float(self.coordinates.startup_decay), state.matrices
+        ), Estimate(self.coordinates.to_plant(state.predicted), self.coordinates.to_plant(out[..., :nx]))
 
     def estimate_sequence(self, state: ObserverState, u: torch.Tensor, y: torch.Tensor) -> Estimate:
         """Estimate a record: u (..., time, ninputs), y (..., time, noutputs), one rollout."""
         u, y = check_measurement(self.model, u, y)
-        v, shift, _ = self.network_input(u, y, state.held, state.startup)
+        v, shift, _ = self.coordinates.network_input(u, y, state.held, state.startup)
         lead, steps, nx = v.shape[:-2], v.shape[-2], self.model.nstates
 
         def time_first(a):
@@ -280,92 +251,19 @@ class R2DNObserver:
             _, out = state.matrices.rollout(z.expand(*lead, nx).reshape(lead.numel(), nx), time_first(v), following)
         out = out.transpose(0, 1).reshape(*lead, steps, 2 * nx)
         predicted = torch.cat([state.predicted.expand(*lead, nx)[..., None, :], out[..., :-1, nx:]], dim=-2)
-        return Estimate(self._physical(predicted), self._physical(out[..., :nx]))
+        return Estimate(self.coordinates.to_plant(predicted), self.coordinates.to_plant(out[..., :nx]))
 
     def _first_frame(self, state, u, y):
         """Before the first measurement the state's turn is free: choose that of the measured angle."""
-        if not bool(self._carried.any() & torch.isnan(state.held).any()):
+        coordinates, fresh = self.coordinates, torch.isnan(state.held)
+        if not bool(coordinates.carried.any() & fresh.any()):
             return state.z
-        scaling = self.scaling
-        x = state.z * scaling.state_scale + scaling.state_centre
-        return (
-            self.in_frame_of(x, u, torch.where(torch.isnan(state.held), y, torch.full_like(y, math.nan)))
-            - scaling.state_centre
-        ) / scaling.state_scale
+        x = state.z * coordinates.state_scale + coordinates.state_centre
+        y = torch.where(fresh, y, torch.full_like(y, math.nan))
+        return coordinates.from_plant(coordinates.in_frame_of(x, u, y))
 
-    def network_input(
-        self, u: torch.Tensor, y: torch.Tensor, held: torch.Tensor | None = None, startup: float = 1.0
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Prepare a record for the network: fill gaps, bring angles within a turn, scale.
-
-        Parameters
-        ----------
-        u, y : torch.Tensor
-            (..., time, ninputs) and (..., time, noutputs).
-        held : torch.Tensor, optional
-            (..., noutputs), last measurement before the record; NaN or left out for none.
-        startup : float
-            Start-up signal at the first sample.
-
-        Returns
-        -------
-        v : torch.Tensor
-            (..., time, ninputs + noutputs + 1), scaled, start-up signal last.
-        shift : torch.Tensor
-            (..., time, nstates), whole turns by which the state must follow a measured angle that
-            jumps between pi and -pi, scaled; to be added before the sample is used.
-        held : torch.Tensor
-            (..., noutputs), last measurement of each channel.
-        """
-        y = wrap(y, self.model.output_is_angle)
-        held = torch.full_like(y[..., 0, :], math.nan) if held is None else held.expand_as(y[..., 0, :])
-        filled = torch.cat([held[..., None, :], y], dim=-2)
-        if bool(torch.isnan(y).any()):
-            for k in range(1, filled.shape[-2]):
-                filled[..., k, :] = torch.where(
-                    torch.isnan(filled[..., k, :]), filled[..., k - 1, :], filled[..., k, :]
-                )
-        turns = torch.round((filled[..., 1:, :] - filled[..., :-1, :]) / (2 * math.pi)).nan_to_num(0.0)
-        shift = 2 * math.pi * turns @ self._carried / self.scaling.state_scale
-        held, y = filled[..., -1, :], filled[..., 1:, :]
-        y = torch.where(torch.isnan(y), self.scaling.input_centre[self.model.ninputs :], y)
-        scaled = (
-            torch.cat([u.expand(*y.shape[:-1], -1), y], dim=-1) - self.scaling.input_centre
-        ) / self.scaling.input_scale
-        fading = startup * self.scaling.startup_decay ** torch.arange(y.shape[-2], dtype=torch.float64)
-        return torch.cat([scaled, fading[:, None].expand(*scaled.shape[:-1], 1)], dim=-1), shift, held
-
-    def in_frame_of(self, x: torch.Tensor, u: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Add whole turns to the angles of states x so that they go with measured angles y.
-
-        x is (..., nstates), y is (..., noutputs).
-        """
-        if not bool(self._carried.any()):
-            return x
-        y = wrap(y, self.model.output_is_angle)
-        turns = torch.round((y - self.model.output(x, u)) / (2 * math.pi)).nan_to_num(0.0)
-        return x + 2 * math.pi * turns @ self._carried
-
-    def _find_carried(self) -> torch.Tensor:
-        """(noutputs, nstates): 1 where a turn of an angle state is a turn of an angle output."""
-        model = self.model
-        x, u = (torch.from_numpy(a) for a in model.operating_region.sample(3, seed=0))
-        carried = torch.zeros(model.noutputs, model.nstates, dtype=torch.float64)
-        for i in model.state_is_angle.nonzero().flatten().tolist():
-            turned = x.clone()
-            turned[:, i] += 2 * math.pi
-            change = (model.output(turned, u) - model.output(x, u)) / (2 * math.pi)
-            for j in model.output_is_angle.nonzero().flatten().tolist():
-                if bool(((change[:, j] - 1).abs() < 1e-9).all()):
-                    carried[j, i] = 1.0
-                    break
-        return carried
-
-    def _physical(self, z):
-        return wrap(z * self.scaling.state_scale + self.scaling.state_centre, self.model.state_is_angle)
-
-    def _require_scaling(self):
-        if self.scaling is None:
+    def _require_data(self):
+        if self.coordinates is None:
             raise ValueError(
                 "the observer has not seen data yet, which set its scaling: call fit(train) or initialise(train) first"
             )
@@ -383,9 +281,9 @@ class R2DNObserver:
         ValueError
             The observer has not been initialised, or the place cannot be written.
         """
-        self._require_scaling()
+        self._require_data()
         tensors = {f"network.{k}": v.detach().contiguous() for k, v in self.network.state_dict().items()}
-        tensors |= {f"scaling.{k}": v for k, v in vars(self.scaling).items()}
+        tensors |= {f"coordinates.{k}": v for k, v in self.coordinates.tensors().items()}
         model = self.model
         header = {
             "format": FORMAT,
@@ -440,9 +338,8 @@ class R2DNObserver:
             observer.network.load_state_dict(
                 {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
             )
-            observer.scaling = Scaling(
-                **{k.removeprefix("scaling."): v for k, v in tensors.items() if k.startswith("scaling.")}
-            )
+            stored = {k.removeprefix("coordinates."): v for k, v in tensors.items() if k.startswith("coordinates.")}
+            observer.coordinates = Coordinates(model, **stored)
         except (RuntimeError, TypeError) as error:
             raise ValueError(f"{path} is damaged: {error}") from error
         return observer

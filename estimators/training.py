@@ -139,7 +139,7 @@ def fit(
         train, validation = split(train, (count - count // 10, count // 10)) if count >= 10 else (train, train)
     if train.sizes["time"] < 3:
         raise ValueError(f"train has {train.sizes['time']} time steps, at least 3 are needed")
-    if observer.scaling is None:
+    if observer.coordinates is None:
         observer.initialise(train)
     return _Training(observer, train, validation, horizon, batch, seed).run(
         updates,
@@ -157,10 +157,10 @@ class _Records:
 
     def __init__(self, observer, dataset, dtype):
         x, u, y = to_tensors(dataset)
-        scaling = observer.scaling
-        v, shift, _ = observer.network_input(u, y)
-        x = observer.in_frame_of(x, u, y)
-        self.z = ((x - scaling.state_centre) / scaling.state_scale).transpose(0, 1).to(dtype).contiguous()
+        coordinates = observer.coordinates
+        v, shift, _ = coordinates.network_input(u, y)
+        x = coordinates.in_frame_of(x, u, y)
+        self.z = coordinates.from_plant(x).transpose(0, 1).to(dtype).contiguous()
         self.startup = v[0, :, -1].to(dtype).contiguous()
         self.v = v.transpose(0, 1).to(dtype).contiguous()
         # the turn a state takes on its way to sample k + 1
@@ -170,7 +170,7 @@ class _Records:
             else None
         )
         mean = torch.from_numpy(dataset["initial_mean"].values) if "initial_mean" in dataset else None
-        self.told = None if mean is None else ((mean - scaling.state_centre) / scaling.state_scale).to(dtype)
+        self.told = None if mean is None else coordinates.from_plant(mean).to(dtype)
         self.steps, self.count = self.z.shape[:2]
 
 
@@ -184,7 +184,7 @@ class _Training:
         self.train, self.validation = (_Records(observer, data, self.dtype) for data in (train, validation))
         self.horizon = min(horizon, self.train.steps - 1)
         self.rng = np.random.default_rng(seed)
-        scale = observer.scaling.state_scale.numpy()
+        scale = observer.coordinates.state_scale.numpy()
         P0 = (
             train["initial_cov"].values / np.outer(scale, scale)
             if "initial_cov" in train
@@ -199,7 +199,7 @@ class _Training:
         )
         self.one_step_factor = torch.from_numpy(covariance_factor(stationary)).to(self.dtype)
         self.learning_rate = RELATIVE_LEARNING_RATE * float(np.exp(np.log(np.diag(stationary)).mean() / 2))
-        turn = torch.where(observer.model.state_is_angle, 2 * np.pi / observer.scaling.state_scale, torch.inf)
+        turn = torch.where(observer.model.state_is_angle, 2 * np.pi / observer.coordinates.state_scale, torch.inf)
         self.turn = turn.to(self.dtype) if bool(observer.model.state_is_angle.any()) else None
 
     def square(self, difference):

@@ -1,4 +1,6 @@
-"""The accuracy the project promises, end to end; minutes, hence slow. The figures come from tests/benchmarks/accuracy.py."""
+"""The accuracy the project promises, end to end; minutes, hence slow (figures: tests/benchmarks/accuracy.py)."""
+
+import functools
 
 import numpy as np
 import pytest
@@ -14,9 +16,14 @@ def steady(table):
     return table["rmse"].sel(phase="steady").transpose("estimator", "kind", "state")
 
 
-@pytest.fixture(scope="module", params=["mass_spring_damper", "pendulum", "van_der_pol", "quadruple_tank"])
+@functools.cache
+def run(name):
+    return compare(CASES[name](), progress=False, say=lambda text: None)
+
+
+@pytest.fixture(params=["mass_spring_damper", "pendulum", "van_der_pol", "quadruple_tank"])
 def nominal(request):
-    return compare(CASES[request.param](), progress=False, say=lambda text: None)
+    return run(request.param)
 
 
 def test_settled_observer_is_within_a_tenth_of_the_better_filter_in_every_state(nominal):
@@ -35,8 +42,7 @@ def test_filters_are_near_their_own_expectation_after_tuning(nominal):
 
 
 def test_linear_optimum_from_the_kalman_start():
-    result = compare(CASES["mass_spring_damper"](), progress=False, say=lambda text: None)
-    assert mean_square_ratio(result.table, "R2DN") <= 1.05
+    assert mean_square_ratio(run("mass_spring_damper").table, "R2DN") <= 1.05
 
 
 def test_linear_optimum_from_the_random_start():
@@ -46,8 +52,7 @@ def test_linear_optimum_from_the_random_start():
 
 @pytest.mark.parametrize("name", ["van_der_pol with outliers", "quadruple_tank with outliers"])
 def test_observer_is_ahead_of_both_filters_where_the_noise_is_not_gaussian(name):
-    result = compare(CASES[name](), progress=False, say=lambda text: None)
-    found = steady(result.table)
+    found = steady(run(name).table)
     ratio = found.sel(estimator="R2DN").values / found.sel(estimator=["EKF", "UKF"]).values.min(axis=0)
     assert np.exp(np.log(ratio).mean()) < 0.95  # over states and kinds
     assert ratio.max() <= 1.1

@@ -41,6 +41,7 @@ ORDER = [
     "estimators.networks.r2dn",
     "estimators.networks.initialise",
     "estimators.networks",
+    "estimators.coordinates",
     "estimators.design",
     "estimators.training",
     "estimators.observer",

@@ -49,14 +49,18 @@ def test_observer_trained_on_the_other_run_beats_the_difference_quotient(found):
 
 
 def test_single_pendulum_past_whole_turns():
-    """20 s of swing-up, angle to -15.7 rad: EKF against the difference quotient, reference from a smoothed derivative."""
+    """20 s of swing-up, angle to -15.7 rad: EKF against the difference quotient."""
     model = plants.scenario("measured_pendulum").model
     table = pd.read_csv(FOLDER.parent / "dfki_simple_pendulum" / "energy_shaping_data_measured.csv")
     angle = table["position"].to_numpy()
     rate = savgol_filter(angle, 15, 3, deriv=1, delta=model.dt)
     data = plants.from_arrays(
-        model, y=angle[:, None], u=table[["torque"]].to_numpy(), x=np.stack([angle, rate], axis=1),
-        initial_mean=[angle[0], rate[0]], initial_cov=[1e-2, 1.0],
+        model,
+        y=angle[:, None],
+        u=table[["torque"]].to_numpy(),
+        x=np.stack([angle, rate], axis=1),
+        initial_mean=[angle[0], rate[0]],
+        initial_cov=[1e-2, 1.0],
     )
     estimate = est.run(est.ExtendedKalmanFilter(model, plants.scenario("measured_pendulum").noise), data)
     error = est.metrics.errors(model, estimate["filtered"], data["x"])[0, 100:-50, 1]

@@ -48,7 +48,7 @@ def certify(subject: R2DNObserver | R2DNMatrices, dataset: xr.Dataset | None = N
         Matrices that are not finite, or an observer without data.
     """
     if isinstance(subject, R2DNObserver):
-        matrices, scale = subject.explicit(), subject.scaling.state_scale.numpy()
+        matrices, scale = subject.explicit(), subject.coordinates.state_scale.numpy()
     elif isinstance(subject, R2DNMatrices):
         matrices, scale = subject, np.ones(len(subject.A))
     else:
@@ -165,16 +165,5 @@ def correctness_residual(observer: R2DNObserver, dataset: xr.Dataset) -> np.ndar
     x, u = x.flatten(0, 1), u.flatten(0, 1)
     state = observer.init(x)._replace(startup=0.0)
     state, _ = observer.step(state, u, observer.model.output(x, u))
-    scaling = observer.scaling
-    return np.sqrt(
-        np.mean(
-            np.square(
-                errors(
-                    observer.model,
-                    state.predicted * scaling.state_scale + scaling.state_centre,
-                    observer.model.step(x, u),
-                )
-            ),
-            axis=0,
-        )
-    )
+    predicted = observer.coordinates.to_plant(state.predicted)
+    return np.sqrt(np.mean(np.square(errors(observer.model, predicted, observer.model.step(x, u))), axis=0))

@@ -81,7 +81,7 @@ def test_two_starts_approach_each_other_at_the_certified_rate(trained_pair):
     y = y.clamp(-2.5, 2.5)  # no turns: the first measurement may choose another turn for either start
     rng = np.random.default_rng(0)
     one, two = (observer.init(rng.normal(size=(len(y), 2))) for _ in range(2))
-    scale = observer.scaling.state_scale
+    scale = observer.coordinates.state_scale
 
     def distance():
         e = (one.z - two.z) * scale
