@@ -56,7 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
         check_writable(out)
         setting = as_scenario(find_plant(options.plant), options.dt, print)
         data = read_data(options.data, setting.model) if options.data else None
-        result = compare(setting, data, seed=options.seed, updates=options.updates)
+        checkpoint = out / f"{setting.model.name}_checkpoint.safetensors"
+        result = compare(setting, data, seed=options.seed, updates=options.updates, checkpoint=checkpoint)
         print(f"\n{format_table(result.table)}\n\n{result.certificate}\n")
         for path in write_results(result, out):
             print(f"wrote {path}")

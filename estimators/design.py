@@ -219,4 +219,7 @@ class AffineModel:
 
         observer = recursion(lambda P: gains.filter_gain)
         kalman = recursion(lambda P: np.linalg.solve(self.C @ P @ self.C.T + self.R, self.C @ P).T)
-        return *(np.maximum(k, TRANSIENT_SHARE * o) for k, o in zip(kalman[:2], observer[:2], strict=True)), observer[2]
+        expected = [np.maximum(k, TRANSIENT_SHARE * o) for k, o in zip(kalman[:2], observer[:2], strict=True)]
+        # nor does a start that is known exactly make the first samples infinitely important
+        predicted, filtered = (np.maximum(e, TRANSIENT_SHARE * e[-1]) for e in expected)
+        return predicted, filtered, observer[2]

@@ -172,6 +172,7 @@ def compare(
     *,
     seed: int = 0,
     updates: int = 2500,
+    checkpoint: Path | None = None,
     progress: bool = True,
     say: Callable[[str], None] = print,
 ) -> Comparison:
@@ -187,6 +188,8 @@ def compare(
         Of data and training.
     updates : int
         Rollout updates of the training.
+    checkpoint : path-like, optional
+        Where the training keeps its best parameters.
     progress : bool
         Show progress bars.
     say : callable
@@ -227,7 +230,9 @@ def compare(
             f"measurement noise {_numbers(deviations[1])} (standard deviations)"
         )
     observer = R2DNObserver(model, seed=seed)
-    history = observer.fit(train, datasets["validation"], updates=updates, seed=seed, progress=progress)
+    history = observer.fit(
+        train, datasets["validation"], updates=updates, seed=seed, checkpoint=checkpoint, progress=progress
+    )
     say(
         f"R2DN trained: {sum(p.numel() for p in observer.network.parameters())} parameters, "
         f"{history.wall_time:.0f} s, kept update {history.best_update}"

@@ -289,6 +289,8 @@ class _Training:
             best_loss = np.inf
         if resume:
             best, best_loss, done = self._restore(checkpoint, optimiser, result)
+        elif checkpoint is not None:  # a place that cannot be written is found out before any work
+            self._store(checkpoint, optimiser, best, best_loss, done, result)
         began, recent = time.perf_counter() - result.wall_time, []
         every = max(1, min(100, total // 20))
         bar = tqdm(total=total, initial=done, desc="training", disable=not progress, unit="update")
@@ -325,7 +327,7 @@ class _Training:
                     break
         except KeyboardInterrupt:
             result.interrupted = True
-            where = f", stored in {checkpoint}" if checkpoint is not None and result.updates else ""
+            where = f", stored in {checkpoint}" if checkpoint is not None else ""
             tqdm.write(
                 f"training interrupted after {done} of {total} updates; the observer holds the best parameters, "
                 f"those of update {result.best_update}{where}"

@@ -8,8 +8,9 @@ import plants
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _two_threads():
-    torch.set_num_threads(2)
+def _one_thread():
+    # matrices here are small: more threads gain nothing, and lose minutes where another process needs the cores
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

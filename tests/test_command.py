@@ -51,7 +51,14 @@ def test_catalogue_plant(small, tmp_path, capsys):
     written = sorted(p.name for p in (tmp_path / "out").iterdir())
     assert written == [
         f"mass_spring_damper_{n}"
-        for n in ("error_decay.png", "estimates.nc", "observer.safetensors", "states.png", "training.png")
+        for n in (
+            "checkpoint.safetensors",
+            "error_decay.png",
+            "estimates.nc",
+            "observer.safetensors",
+            "states.png",
+            "training.png",
+        )
     ]
     estimates = xr.load_dataset(tmp_path / "out" / "mass_spring_damper_estimates.nc", engine="h5netcdf")
     assert set(estimates["estimator"].values) == {"R2DN", "EKF", "UKF"}

@@ -191,7 +191,17 @@ class TestResumeAndInterruption:
             assert torch.equal(stored[f"best.{name}"], value)
 
 
+def test_a_start_known_exactly_trains_too(setting):
+    data = plants.simulate(setting.model, trajectories=12, steps=40, seed=0, noise=setting.noise, initial_cov=[0, 0])
+    history = est.R2DNObserver(setting.model, **SMALL).fit(data, **SHORT)
+    assert np.isfinite(history.train_loss).all() and np.isfinite(history.validation_loss).all()
+
+
 class TestBadInput:
+    def test_a_checkpoint_that_cannot_be_written_is_found_out_at_once(self, setting, data, tmp_path):
+        with pytest.raises(ValueError, match="cannot write"):
+            est.R2DNObserver(setting.model, **SMALL).fit(data, checkpoint=tmp_path / "no" / "folder", **SHORT)
+
     def test_not_yet_trained(self, setting):
         with pytest.raises(ValueError, match="has not seen data yet"):
             est.R2DNObserver(setting.model).init([0, 0])
