@@ -25,6 +25,8 @@ from plants.schema import cut, from_csv, load_dataset, split, validate
 from plants.simulate import simulate
 
 STEPS = 200
+FEWEST = 20
+"""A piece of data shorter than this says nothing about an observer."""
 COUNTS = {"train": 4096, "validation": 256, "test": 512}
 SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
 
@@ -149,7 +151,14 @@ def divide(data: xr.Dataset) -> dict[str, xr.Dataset]:
 
     The split is by runs, in time where there are fewer than ten runs.
     """
-    if data.sizes["trajectory"] >= 10:
+    by_runs = data.sizes["trajectory"] >= 10
+    shortest = data.sizes["time"] if by_runs else int(min(SHARES.values()) * data.sizes["time"])
+    if shortest < FEWEST:
+        raise ValueError(
+            f"the data hold {data.sizes['trajectory']} trajectories of {data.sizes['time']} samples: too few to train, "
+            f"validate and test on pieces of at least {FEWEST} samples"
+        )
+    if by_runs:
         test, validation = (max(1, round(SHARES[name] * data.sizes["trajectory"])) for name in ("test", "validation"))
         parts = split(data, (data.sizes["trajectory"] - test - validation, validation, test))
     else:
@@ -157,13 +166,15 @@ def divide(data: xr.Dataset) -> dict[str, xr.Dataset]:
         parts = [data.isel(time=slice(a, b)) for a, b in pairwise(edges)]
     datasets = {name: cut(part, min(STEPS, part.sizes["time"])) for name, part in zip(SHARES, parts, strict=True)}
     x = datasets["train"]["x"].values
-    if "initial_mean" not in data:  # all that is known of the start of a piece
-        for name, part in datasets.items():
-            datasets[name] = part.assign(
-                initial_mean=("state", x.mean(axis=(0, 1))),
-                initial_cov=(("state", "state_"), np.diag(x.var(axis=(0, 1)) + 1e-12)),
-            )
-    return datasets
+    return {
+        name: part
+        if "initial_mean" in part and by_runs
+        else part.assign(  # all that is known of the start of a piece
+            initial_mean=("state", x.mean(axis=(0, 1))),
+            initial_cov=(("state", "state_"), np.diag(x.var(axis=(0, 1)) + np.finfo(float).tiny)),
+        )
+        for name, part in datasets.items()
+    }
 
 
 def compare(

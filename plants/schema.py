@@ -372,7 +372,8 @@ def cut(dataset: xr.Dataset, steps: int) -> xr.Dataset:
     Returns
     -------
     xarray.Dataset
-        The pieces, all first ones first; times start at zero.
+        The pieces, all first ones first; times start at zero. Where there are several to a
+        trajectory, ``initial_mean`` and ``initial_cov``, which are about its start, are left out.
 
     Raises
     ------
@@ -389,5 +390,6 @@ def cut(dataset: xr.Dataset, steps: int) -> xr.Dataset:
         for i in range(pieces)
     ]
     records = xr.concat([part[list(_DIMS.keys() & part.data_vars)] for part in parts], dim="trajectory")
-    rest = dataset.drop_vars(list(_DIMS.keys() & dataset.data_vars))
+    about_the_start = {"initial_mean", "initial_cov"} if pieces > 1 else set()
+    rest = dataset.drop_vars(list((_DIMS.keys() | about_the_start) & dataset.data_vars))
     return records.assign({name: rest[name] for name in rest.data_vars}).assign_attrs(dataset.attrs)

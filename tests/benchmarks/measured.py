@@ -43,7 +43,7 @@ def difference_quotient(model, data):
 
 def train_observer(model, data, seed=0):
     """R2DN from one run only: pieces of 200 samples from wrong starts, a fifth for validation."""
-    pieces = plants.cut(data, 200).drop_vars(["initial_mean", "initial_cov"])
+    pieces = plants.cut(data, 200)
     order = np.random.default_rng(seed).permutation(pieces.sizes["trajectory"])
     train, validation = plants.split(pieces.isel(trajectory=order), (len(order) - 5, 5))
     observer = est.R2DNObserver(model, seed=seed)
@@ -58,7 +58,7 @@ def compare(model, train, test, tuned=True):
     if tuned:
         for name in list(estimators):
             estimators[f"{name} tuned"] = type(estimators[name])(model, density)
-            estimators[f"{name} tuned"].tune(plants.cut(train, 250), steps=250)
+            estimators[f"{name} tuned"].tune(train, steps=250, P0=START)
         estimators["R2DN"] = train_observer(model, train)
     found = {}
     for name, estimator in estimators.items():
