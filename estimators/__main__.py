@@ -38,8 +38,15 @@ def parser() -> argparse.ArgumentParser:
     )
     bench.add_argument("--dt", type=float, help="sample time, for a bare continuous system of your own")
     bench.add_argument("--seed", type=int, default=0, help="seed of data and training (default: 0)")
-    bench.add_argument("--updates", type=int, default=2500, help="rollout updates of the training (default: 2500)")
+    bench.add_argument("--updates", type=_count, default=2500, help="rollout updates of the training (default: 2500)")
     return top
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must not be negative, got {text}")
+    return value
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
     began, out = time.perf_counter(), Path(options.out)
     try:
         check_writable(out)
-        setting = as_scenario(find_plant(options.plant), options.dt, print)
+        setting = as_scenario(find_plant(options.plant), options.dt, print, given_data=bool(options.data))
         data = read_data(options.data, setting.model) if options.data else None
         checkpoint = out / f"{setting.model.name}_checkpoint.safetensors"
         result = compare(setting, data, seed=options.seed, updates=options.updates, checkpoint=checkpoint)

@@ -54,6 +54,18 @@ def check_measurement(model: StateSpaceModel, u, y) -> tuple[torch.Tensor, torch
     return u, y
 
 
+def check_record(model: StateSpaceModel, u, y) -> tuple[torch.Tensor, torch.Tensor]:
+    """Validate a record, u (..., time, ninputs) and y (..., time, noutputs), and broadcast its batch dimensions."""
+    u, y = check_measurement(model, u, y)
+    if y.ndim < 2 or u.ndim < 2 or y.shape[-2] == 0 or u.shape[-2] != y.shape[-2]:
+        raise ValueError(
+            f"a record needs u (..., time, {model.ninputs}) and y (..., time, {model.noutputs}) of the same, non-zero "
+            f"length, got {tuple(u.shape)} and {tuple(y.shape)}"
+        )
+    lead = torch.broadcast_shapes(u.shape[:-2], y.shape[:-2])
+    return u.expand(*lead, *u.shape[-2:]), y.expand(*lead, *y.shape[-2:])
+
+
 def stack_steps(
     estimator: Estimator, state, u: torch.Tensor, y: torch.Tensor, progress=lambda steps: steps
 ) -> Estimate:

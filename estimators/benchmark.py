@@ -60,6 +60,8 @@ def benchmark(
     ValueError
         No estimators, different plants, data without states, a transient as long as the record.
     """
+    if not isinstance(estimators, Mapping):
+        raise TypeError(f"estimators must be a mapping {{name: estimator}}, got {type(estimators).__name__}")
     if not estimators:
         raise ValueError("estimators is empty: give {name: estimator}")
     model = next(iter(estimators.values())).model

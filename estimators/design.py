@@ -161,7 +161,17 @@ class AffineModel:
             UserWarning,
             stacklevel=3,
         )
-        return steady_state(self.A, self.C, self.Q_fit, self.R_fit, rate=wanted)
+        try:
+            faster = steady_state(self.A, self.C, self.Q_fit, self.R_fit, rate=wanted)
+        except ValueError:
+            faster = best
+        if self.radius(faster) >= rate:
+            raise ValueError(
+                f"no gain makes an observer of this plant contract at {rate:g} a step (the best reaches "
+                f"{self.radius(faster):.4f}): a state that the outputs do not show decays more slowly than that or "
+                "grows; measure it, or ask for a contraction_rate closer to 1"
+            )
+        return faster
 
     def _tracking_error(self, gains, states, inputs) -> float:
         """Mean over states of the log mean square error of the linear predictor, after a third of the record."""

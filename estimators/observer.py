@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from estimators.base import Estimate, check_measurement
+from estimators.base import Estimate, check_measurement, check_record
 from estimators.coordinates import Coordinates
 from estimators.design import AffineModel
 from estimators.files import load_safetensors, save_safetensors
@@ -228,7 +228,11 @@ class R2DNObserver:
         estimate : Estimate
             At k: predicted and filtered, no covariance.
         """
+        if not isinstance(state, ObserverState):
+            raise TypeError(f"state must be the ObserverState that init or step returned, got {type(state).__name__}")
         u, y = check_measurement(self.model, u, y)
+        lead = torch.broadcast_shapes(state.z.shape[:-1], u.shape[:-1], y.shape[:-1])
+        u, y = u.expand(*lead, -1), y.expand(*lead, -1)
         v, shift, held = self.coordinates.network_input(u[..., None, :], y[..., None, :], state.held, state.startup)
         z, out = state.matrices.step(self._first_frame(state, u, y) + shift[..., 0, :], v[..., 0, :])
         nx = self.model.nstates
@@ -238,9 +242,11 @@ class R2DNObserver:
 
     def estimate_sequence(self, state: ObserverState, u: torch.Tensor, y: torch.Tensor) -> Estimate:
         """Estimate a record: u (..., time, ninputs), y (..., time, noutputs), one rollout."""
-        u, y = check_measurement(self.model, u, y)
+        u, y = check_record(self.model, u, y)
+        lead = torch.broadcast_shapes(state.z.shape[:-1], y.shape[:-2])
+        u, y = u.expand(*lead, -1, -1), y.expand(*lead, -1, -1)
         v, shift, _ = self.coordinates.network_input(u, y, state.held, state.startup)
-        lead, steps, nx = v.shape[:-2], v.shape[-2], self.model.nstates
+        steps, nx = v.shape[-2], self.model.nstates
 
         def time_first(a):
             return a.reshape(lead.numel(), steps, -1).transpose(0, 1).contiguous()
@@ -320,6 +326,10 @@ class R2DNObserver:
         ValueError
             Unreadable or foreign file, or another plant.
         """
+        if not isinstance(model, StateSpaceModel):
+            raise TypeError(
+                f"model must be the StateSpaceModel the observer was trained for, got {type(model).__name__}"
+            )
         tensors, header = load_safetensors(path, FORMAT)
         plant = header["plant"]
         for what, stored, own in (

@@ -70,13 +70,15 @@ def find_plant(name: str) -> ct.InputOutputSystem | Scenario:
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        factory = getattr(importlib.import_module(module_name.removesuffix(".py")), factory_name)
-    except ModuleNotFoundError as error:
+        module = importlib.import_module(module_name.removesuffix(".py"))
+    except Exception as error:  # the user's module may fail in any way
         raise ValueError(
-            f"cannot import {module_name!r} (searched {Path.cwd()} and the installed packages): {error}"
+            f"cannot import {module_name!r} (searched {Path.cwd()} and the installed packages): "
+            f"{type(error).__name__}: {error}"
         ) from error
-    except AttributeError as error:
-        raise ValueError(f"{module_name!r} has no {factory_name!r}: {error}") from error
+    factory = getattr(module, factory_name, None)
+    if not callable(factory):
+        raise ValueError(f"{module_name!r} has no function {factory_name!r}")
     try:
         system = factory()
     except Exception as error:
@@ -88,34 +90,29 @@ def find_plant(name: str) -> ct.InputOutputSystem | Scenario:
     return system
 
 
-def as_scenario(system: ct.InputOutputSystem | Scenario, dt: float | None, say: Callable[[str], None]) -> Scenario:
-    """Complete a bare system with stated defaults: region (-1, 1), noise in proportion to what the plant does."""
+def as_scenario(
+    system: ct.InputOutputSystem | Scenario, dt: float | None, say: Callable[[str], None], given_data: bool = False
+) -> Scenario:
+    """Complete a bare system with stated defaults: region (-1, 1), noise in proportion to what the plant does.
+
+    With `given_data` neither is used, and nothing is simulated.
+    """
     if isinstance(system, Scenario):
         if dt is not None:
             raise ValueError("--dt is for a bare python-control system; this plant comes with its own sample time")
         return system
     model = discretize(system, dt)
-    quiet = simulate(model, trajectories=64, steps=STEPS, seed=0)
-    spread = [np.maximum(quiet[name].values.std(axis=(0, 1)), 1e-12) for name in ("x", "y")]
-    noise = GaussianNoise((0.02 * spread[0]) ** 2, (0.1 * spread[1]) ** 2)
-    say(
-        "defaults for a bare system: starts and inputs within (-1, 1), inputs in steps of ten samples, "
-        "process noise of 2 % and measurement noise of 10 % of each signal's standard deviation; "
-        "return a plants.Scenario from your factory to choose them"
-    )
-    region = model.operating_region
-    bounds = dict(
-        zip(
-            (*model.state_labels, *model.input_labels),
-            zip(
-                np.concatenate([region.state_lower, region.input_lower]),
-                np.concatenate([region.state_upper, region.input_upper]),
-                strict=True,
-            ),
-            strict=True,
+    spread = np.ones(model.nstates), np.ones(model.noutputs)
+    if not given_data:
+        say(
+            "defaults for a bare system: starts and inputs within (-1, 1), inputs in steps of ten samples, process "
+            "noise of 2 % and measurement noise of 10 % of each signal's standard deviation; return a plants.Scenario from "
+            "your factory to choose them"
         )
-    )
-    return Scenario(system, model.dt, bounds, noise, time_unit="")
+        quiet = simulate(model, trajectories=64, steps=STEPS, seed=0)
+        spread = tuple(np.maximum(quiet[name].values.std(axis=(0, 1)), 1e-12) for name in ("x", "y"))
+    noise = GaussianNoise((0.02 * spread[0]) ** 2, (0.1 * spread[1]) ** 2)
+    return Scenario(system, model.dt, {}, noise, time_unit="")
 
 
 def read_data(path, model: StateSpaceModel) -> xr.Dataset:
@@ -128,6 +125,10 @@ def read_data(path, model: StateSpaceModel) -> xr.Dataset:
             columns = pd.read_csv(path, nrows=0).columns
         except (OSError, UnicodeDecodeError, ValueError) as error:
             raise ValueError(f"cannot read {path} as CSV: {error}") from error
+
+        absent = [label for label in (*model.output_labels, *model.input_labels) if label not in columns]
+        if absent:
+            raise ValueError(f"{path} has no columns for {absent} of {model.name!r}; it has {list(columns)}")
 
         def same(labels):
             return {label: label for label in labels if label in columns}
@@ -246,7 +247,7 @@ def compare(
     )
     say(
         f"R2DN trained: {sum(p.numel() for p in observer.network.parameters())} parameters, "
-        f"{history.wall_time:.0f} s, kept update {history.best_update}"
+        f"{history.wall_time:.0f} s, kept update {history.best_update} of {history.updates[-1]}"
     )
     estimators = {"R2DN": observer, **estimators}
     table = benchmark(estimators, datasets["test"])

@@ -76,7 +76,9 @@ def estimate_batch(estimator: Estimator, dataset: xr.Dataset, *, x0=None, P0=Non
     _, u, y = to_tensors(dataset)
     if x0 is None:
         if "initial_mean" not in dataset:
-            raise ValueError("x0 is missing: the dataset has no initial_mean")
+            raise ValueError(
+                "x0 is missing: give x0= (and P0= for a filter), or initial_mean and initial_cov to from_arrays"
+            )
         x0 = dataset["initial_mean"].values
     x0 = as_tensor(x0, "x0", model.nstates)
     if x0.shape not in ((model.nstates,), (len(y), model.nstates)):

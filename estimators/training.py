@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from estimators.files import load_safetensors, save_safetensors
 from plants.arrays import covariance_factor
-from plants.schema import split, to_tensors, validate
+from plants.schema import check_measured, split, to_tensors, validate
 
 RELATIVE_LEARNING_RATE = 0.02
 STATE_SHARE = 0.01
@@ -137,6 +137,7 @@ def fit(
     else:
         count = train.sizes["trajectory"]
         train, validation = split(train, (count - count // 10, count // 10)) if count >= 10 else (train, train)
+    check_measured(train, "train")
     if train.sizes["time"] < 3:
         raise ValueError(f"train has {train.sizes['time']} time steps, at least 3 are needed")
     if observer.coordinates is None:

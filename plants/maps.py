@@ -235,6 +235,13 @@ def build_map(function: Callable, size: int, name: str, region) -> PlantMap:
             f"{name} is not finite at any of {batch} random points of the operating region: "
             "give operating_region= where the plant lives"
         )
+    if not usable.all():
+        warnings.warn(
+            f"{name} is not finite at {np.sum(~usable)} of {batch} random points of the operating region: "
+            "give operating_region= where the plant lives",
+            UserWarning,
+            stacklevel=4,
+        )
     x, u, truth, slope = x[usable], u[usable], truth[usable], slope[usable]
     if len(x) in (nx, nu, size):  # keep the batch length different from every other length
         x, u, truth, slope = (np.concatenate([a, a[:1]]) for a in (x, u, truth, slope))

@@ -1,7 +1,7 @@
 """The box of states and inputs in which a plant is meant to run."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -56,6 +56,8 @@ class OperatingRegion(NamedTuple):
         """Build from ``{label: (lower, upper)}``; labels left out get (-1, 1)."""
         if isinstance(bounds, OperatingRegion):
             return bounds
+        if bounds is not None and not isinstance(bounds, Mapping):
+            raise TypeError(f"operating_region must be a mapping {{label: (lower, upper)}}, got {bounds!r}")
         bounds = dict(bounds or {})
         unknown = bounds.keys() - {*states, *inputs}
         if unknown:
@@ -64,10 +66,18 @@ class OperatingRegion(NamedTuple):
                 f"this plant has states {list(states)} and inputs {list(inputs)}"
             )
         for label, pair in bounds.items():
-            if len(pair) != 2 or not -math.inf < pair[0] < pair[1] < math.inf:
+            if not _is_interval(pair):
                 raise ValueError(f"operating_region[{label!r}] must be (lower, upper) with lower < upper, got {pair!r}")
 
         def column(labels, side):
             return np.array([bounds.get(label, (-1.0, 1.0))[side] for label in labels], dtype=float)
 
         return cls(column(states, 0), column(states, 1), column(inputs, 0), column(inputs, 1))
+
+
+def _is_interval(pair) -> bool:
+    try:
+        lower, upper = (float(value) for value in pair)
+    except (TypeError, ValueError):
+        return False
+    return -math.inf < lower < upper < math.inf

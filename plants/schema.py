@@ -72,7 +72,8 @@ def from_arrays(
         raise ValueError("y holds infinite values: use NaN for what was not measured")
     if y.ndim not in (2, 3):
         raise ValueError(
-            f"y must have shape (time, {model.noutputs}) or (trajectory, time, {model.noutputs}), got {tuple(y.shape)}"
+            f"y must have shape (time, {model.noutputs}) or (trajectory, time, {model.noutputs}), "
+            f"time before features, got {tuple(y.shape)}"
         )
     arrays = {"y": y}
     arrays["u"] = y.new_zeros(*y.shape[:-1], 0) if u is None else as_tensor(u, "u", model.ninputs)
@@ -167,6 +168,14 @@ def validate(dataset: xr.Dataset, model: StateSpaceModel, *, states: bool = Fals
             )
 
 
+def check_measured(dataset: xr.Dataset, name: str) -> None:
+    """Raise ValueError where an output of `dataset`, called `name` in the message, was never measured."""
+    never = np.isnan(dataset["y"].values).all(axis=(0, 1))
+    if never.any():
+        labels = [str(label) for label in dataset["output"].values[never]]
+        raise ValueError(f"{name} holds no measurement of {labels}: y is NaN throughout")
+
+
 def to_tensors(dataset: xr.Dataset) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
     """Take the arrays out of a Dataset.
 
@@ -227,6 +236,9 @@ def from_csv(
         table = pd.read_csv(path)
     except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise ValueError(f"cannot read {path} as CSV: {error}") from error
+    for name, mapping in (("outputs", outputs), ("inputs", inputs), ("states", states)):
+        if mapping is not None and not isinstance(mapping, Mapping):
+            raise TypeError(f"{name} must be a mapping {{label of the plant: column of the file}}, got {mapping!r}")
     inputs, states = dict(inputs or {}), dict(states or {})
     for what, mapping, known in (
         ("outputs", outputs, model.output_labels),
@@ -391,5 +403,5 @@ def cut(dataset: xr.Dataset, steps: int) -> xr.Dataset:
     ]
     records = xr.concat([part[list(_DIMS.keys() & part.data_vars)] for part in parts], dim="trajectory")
     about_the_start = {"initial_mean", "initial_cov"} if pieces > 1 else set()
-    rest = dataset.drop_vars(list((_DIMS.keys() | about_the_start) & dataset.data_vars))
+    rest = dataset.drop_vars(list((_DIMS.keys() | about_the_start) & set(dataset.data_vars)))
     return records.assign({name: rest[name] for name in rest.data_vars}).assign_attrs(dataset.attrs)

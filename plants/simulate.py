@@ -57,6 +57,10 @@ def simulate(
     ValueError
         Sizes do not fit, or a trajectory leaves the finite numbers (it is named).
     """
+    if not isinstance(model, StateSpaceModel):
+        raise TypeError(f"model must be a StateSpaceModel as discretize returns, got {type(model).__name__}")
+    if noise is not None and not isinstance(noise, GaussianNoise):
+        raise TypeError(f"noise must be a GaussianNoise or one of its variants, got {type(noise).__name__}")
     for name, value in (("trajectories", trajectories), ("steps", steps)):
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
             raise ValueError(f"{name} must be a positive integer, got {value!r}")
@@ -82,8 +86,9 @@ def simulate(
         if not bool(torch.isfinite(x[k + 1]).all()):
             which = int((~torch.isfinite(x[k + 1])).any(dim=1).nonzero()[0])
             raise ValueError(
-                f"trajectory {which} of {model.name!r} is not finite after time step {k}: "
-                f"from x={x[k, which].tolist()}, u={u[k, which].tolist()}"
+                f"trajectory {which} of {model.name!r}, which started at x={x[0, which].tolist()}, is not finite after "
+                f"time step {k}: from x={x[k, which].tolist()}, u={u[k, which].tolist()}; does the plant live in its "
+                "operating_region, and does it need more substeps outside?"
             )
     times = (torch.arange(steps, dtype=torch.float64) * model.dt).tolist()
     y = torch.stack([model.output(x[k], u[k], times[k]) for k in range(steps)]) + v

@@ -39,6 +39,8 @@ def my_plant(tmp_path, monkeypatch):
             raise RuntimeError("no such luck")
     """)
     )
+    (tmp_path / "failing.py").write_text("1 / 0")
+    (tmp_path / "other.csv").write_text("time,y\n0,1\n0.05,2\n")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -110,11 +112,14 @@ def test_a_users_own_data(small, tmp_path, capsys):
     [
         (["pendulun"], "unknown plant 'pendulun': use one of"),
         (["absent_module:plant"], "cannot import 'absent_module'"),
-        (["my_plants:duffin"], "has no 'duffin'"),
+        (["my_plants:duffin"], "has no function 'duffin'"),
         (["my_plants:nothing"], "must return a python-control system"),
         (["my_plants:broken"], "raised RuntimeError: no such luck"),
         (["my_plants:duffing"], "give dt= to discretize"),
         (["pendulum", "--dt", "0.1"], "comes with its own sample time"),
+        (["pendulum", "--data", "other.csv"], "has no columns for ['angle', 'torque']"),
+        (["my_plants:duffing", "--data", "absent.nc", "--dt", "0.1"], "cannot read absent.nc"),
+        (["failing:plant"], "cannot import 'failing'"),
         (["pendulum", "--data", "absent.nc"], "cannot read absent.nc"),
         (["pendulum", "--data", "my_plants.py"], "cannot read my_plants.py"),
         (["pendulum", "--out", "my_plants.py"], "cannot write to the folder"),

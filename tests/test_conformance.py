@@ -87,6 +87,19 @@ def test_one_trajectory_without_a_batch_dimension(case):
     )
 
 
+def test_batch_dimensions_broadcast_either_way(case):
+    estimator, data = case
+    _, u, y = plants.to_tensors(data)
+    one = estimator.init(data["initial_mean"].values, data["initial_cov"].values)
+    many = start(estimator, data)
+    torch.testing.assert_close(
+        estimator.estimate_sequence(one, u, y).filtered, estimator.estimate_sequence(many, u, y).filtered
+    )
+    torch.testing.assert_close(
+        estimator.step(many, u[0, 0], y[0, 0])[1].filtered[2], estimator.step(one, u[0, 0], y[0, 0])[1].filtered
+    )
+
+
 def test_lists_integers_and_float32_are_the_same_numbers(case):
     estimator, data = case
     state = estimator.init(data["initial_mean"].values, data["initial_cov"].values)
@@ -105,5 +118,9 @@ def test_wrong_shapes_are_named(case):
         estimator.step(state, [0] * nu, [0] * (ny + 1))
     with pytest.raises(ValueError, match=r"u must have shape"):
         estimator.step(state, [0] * (nu + 1), [0] * ny)
+    with pytest.raises(ValueError, match="same, non-zero length"):
+        estimator.estimate_sequence(state, torch.zeros(4, nu), torch.zeros(5, ny))
+    with pytest.raises(TypeError, match="state must be the"):
+        estimator.step((1, 2), [0] * nu, [0] * ny)
     with pytest.raises(ValueError, match=r"x0 must have shape"):
         estimator.init([0] * (estimator.model.nstates + 1), data["initial_cov"].values)

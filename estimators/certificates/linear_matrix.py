@@ -8,7 +8,7 @@ from estimators.certificates.rigorous import SAFETY, norm_bound, positive_defini
 from estimators.metrics import errors
 from estimators.networks.r2dn import R2DNMatrices
 from estimators.observer import R2DNObserver
-from plants.schema import to_tensors
+from plants.schema import to_tensors, validate
 
 
 def certify(subject: R2DNObserver | R2DNMatrices, dataset: xr.Dataset | None = None) -> Certificate:
@@ -161,6 +161,7 @@ def correctness_residual(observer: R2DNObserver, dataset: xr.Dataset) -> np.ndar
     The measurement is the noise-free one, y = h(x, u), and the start-up signal has faded: a correct observer has
     residual zero.
     """
+    validate(dataset, observer.model, states=True)
     x, u, _ = to_tensors(dataset)
     x, u = x.flatten(0, 1), u.flatten(0, 1)
     state = observer.init(x)._replace(startup=0.0)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from estimators.base import Estimate, check_measurement, stack_steps
+from estimators.base import Estimate, check_measurement, check_record, stack_steps
 from estimators.gaussian.tuning import TuneResult, tune
 from plants.angles import wrap
 from plants.arrays import as_covariance, as_tensor, covariance_factor
@@ -65,6 +65,8 @@ class GaussianFilter:
             raise ValueError("give either noise=GaussianNoise(...) or both Q= and R=")
         if noise is None:
             noise = GaussianNoise(as_covariance(Q, "Q", model.nstates), as_covariance(R, "R", model.noutputs))
+        if not isinstance(noise, GaussianNoise):
+            raise TypeError(f"noise must be a GaussianNoise, got {type(noise).__name__}: covariances go into Q= and R=")
         noise.check_sizes(model.nstates, model.noutputs)
         self.model = model
         self._set_noise(noise)
@@ -126,6 +128,8 @@ class GaussianFilter:
 
     def correct_with_likelihood(self, state: GaussianState, y, u=None) -> tuple[GaussianState, torch.Tensor]:
         """As `correct`, and the log-likelihood of the measurement, (...,)."""
+        if not isinstance(state, GaussianState):
+            raise TypeError(f"state must be the GaussianState that init or step returned, got {type(state).__name__}")
         u, y = check_measurement(self.model, u, y)
         mean, factor, likelihood = self._correct(state, u, y)
         return GaussianState(wrap(mean, self._state_angles), factor, state.time), likelihood
@@ -156,7 +160,10 @@ class GaussianFilter:
         self, state: GaussianState, u: torch.Tensor, y: torch.Tensor, progress=lambda steps: steps
     ) -> Estimate:
         """Filter a record: u (..., time, ninputs), y (..., time, noutputs)."""
-        return stack_steps(self, state, u, y, progress)
+        u, y = check_record(self.model, u, y)
+        lead = torch.broadcast_shapes(state.mean.shape[:-1], y.shape[:-2])
+        mean, factor = state.mean.expand(*lead, -1), state.factor.expand(*lead, -1, -1)
+        return stack_steps(self, state._replace(mean=mean, factor=factor), u, y, progress)
 
     def tune(self, dataset, **settings) -> TuneResult:
         """Fit the noise covariances to data by maximum likelihood; see :func:`estimators.gaussian.tuning.tune`."""

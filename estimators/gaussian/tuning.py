@@ -9,7 +9,7 @@ import xarray as xr
 
 from plants.arrays import as_covariance, covariance_factor
 from plants.noise import GaussianNoise
-from plants.schema import to_tensors, validate
+from plants.schema import check_measured, to_tensors, validate
 
 LARGEST_CHANGE = 1e4
 """No standard deviation is changed by more than this factor."""
@@ -66,9 +66,10 @@ def tune(estimator, dataset: xr.Dataset, *, trajectories: int = 64, steps: int =
     """
     model = estimator.model
     validate(dataset, model)
+    check_measured(dataset, "dataset")
     x, u, y = to_tensors(dataset)
     if P0 is None and "initial_cov" not in dataset:
-        raise ValueError("P0 is missing: the dataset has no initial_cov")
+        raise ValueError("P0 is missing: give it to tune, or initial_cov to from_arrays")
     P0 = as_covariance(dataset["initial_cov"].values if P0 is None else P0, "P0", model.nstates)
     pieces = max(1, y.shape[1] // steps) if x is not None else 1
     length = min(steps, y.shape[1])

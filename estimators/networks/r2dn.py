@@ -70,6 +70,8 @@ class R2DNMatrices(NamedTuple):
         layers = self.network
         hidden = layers[:-1] if self.linear_output else layers
         last = layers[-1] if self.linear_output else None
+        if not isinstance(hidden, Sequence) or isinstance(hidden, str):
+            raise TypeError(f"hidden must be a sequence of widths, got {hidden!r}")
         if not hidden:
             raise ValueError(
                 "a network with a single linear layer has nothing to roll out: give hidden at least one width"

@@ -80,6 +80,8 @@ def test_cut_and_split_keep_samples_in_order():
     np.testing.assert_array_equal(pieces["x"].values[4:], data["x"].values[:, 10:20])
     first, second = plants.split(pieces, (5, 3))
     np.testing.assert_array_equal(np.concatenate([first["y"], second["y"]]), pieces["y"])
+    assert "initial_mean" not in pieces  # it is about the start of the whole, not of the pieces
+    assert "initial_mean" in plants.cut(data, 21)
 
 
 @pytest.mark.parametrize(
@@ -181,6 +183,14 @@ class TestBadInput:
             plants.simulate(
                 plants.discretize(system), trajectories=2, steps=40, seed=0, initial_mean=[5.0], initial_cov=[0.0]
             )
+
+    def test_wrong_types_are_named(self):
+        with pytest.raises(TypeError, match="model must be a StateSpaceModel"):
+            plants.simulate(plants.pendulum(), trajectories=1, steps=2, seed=0)
+        with pytest.raises(TypeError, match="noise must be a GaussianNoise"):
+            simulate(noise=([1, 1], [1]))
+        with pytest.raises(TypeError, match="outputs must be a mapping"):
+            plants.from_csv("a.csv", MODEL, time="t", outputs=["angle"])
 
     def test_counts(self):
         with pytest.raises(ValueError, match="trajectories must be a positive integer"):

@@ -240,6 +240,18 @@ class TestBadInput:
         with pytest.raises(ValueError, match="lower < upper"):
             plants.discretize(plants.pendulum(), 0.1, operating_region={"theta": (1, -1)})
 
+    def test_region_that_is_no_box(self):
+        for wrong in ({"theta": 1}, {"theta": ("a", "b")}):
+            with pytest.raises(ValueError, match="lower < upper"):
+                plants.discretize(plants.pendulum(), 0.1, operating_region=wrong)
+        with pytest.raises(TypeError, match="must be a mapping"):
+            plants.discretize(plants.pendulum(), 0.1, operating_region=[(-1, 1)])
+
+    def test_function_that_is_not_finite_everywhere_is_said(self):
+        tank = ct.nlsys(lambda t, x, u, p: [-np.sqrt(x[0]) + u[0]], None, inputs=1, outputs=1, states=1, name="tank")
+        with pytest.warns(UserWarning, match=r"'tank' is not finite at \d of 7 random points"):
+            plants.discretize(tank, 0.01)
+
     def test_unknown_plant(self):
         with pytest.raises(ValueError, match=r"unknown plant 'pendulun'; the catalogue has .*pendulum"):
             plants.scenario("pendulun")
