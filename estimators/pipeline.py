@@ -106,8 +106,8 @@ def as_scenario(
     if not given_data:
         say(
             "defaults for a bare system: starts and inputs within (-1, 1), inputs in steps of ten samples, process "
-            "noise of 2 % and measurement noise of 10 % of each signal's standard deviation; return a plants.Scenario from "
-            "your factory to choose them"
+            "noise of 2 % and measurement noise of 10 % of each signal's standard deviation; return a plants.Scenario "
+            "from your factory to choose them"
         )
         quiet = simulate(model, trajectories=64, steps=STEPS, seed=0)
         spread = tuple(np.maximum(quiet[name].values.std(axis=(0, 1)), 1e-12) for name in ("x", "y"))

@@ -232,13 +232,13 @@ def from_csv(
         Unreadable file, unknown label or column, times that do not increase, or a sample time
         other than the model's while `resample` is False.
     """
+    for name, mapping in (("outputs", outputs), ("inputs", inputs), ("states", states)):
+        if mapping is not None and not isinstance(mapping, Mapping):
+            raise TypeError(f"{name} must be a mapping {{label of the plant: column of the file}}, got {mapping!r}")
     try:
         table = pd.read_csv(path)
     except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise ValueError(f"cannot read {path} as CSV: {error}") from error
-    for name, mapping in (("outputs", outputs), ("inputs", inputs), ("states", states)):
-        if mapping is not None and not isinstance(mapping, Mapping):
-            raise TypeError(f"{name} must be a mapping {{label of the plant: column of the file}}, got {mapping!r}")
     inputs, states = dict(inputs or {}), dict(states or {})
     for what, mapping, known in (
         ("outputs", outputs, model.output_labels),
