@@ -7,6 +7,10 @@ import warnings
 from pathlib import Path
 
 import matplotlib
+import torch
+
+from estimators.pipeline import as_scenario, compare, find_plant, read_data
+from estimators.report import check_writable, format_table, write_results
 
 
 def parser() -> argparse.ArgumentParser:
@@ -52,10 +56,8 @@ def _count(text: str) -> int:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 for input that cannot be used."""
     options = parser().parse_args(arguments)
-    # torch and the rest load here, so that --help and a mistyped option answer at once
-    from estimators.pipeline import as_scenario, compare, find_plant, read_data
-    from estimators.report import check_writable, format_table, write_results
-
+    # matrices this small gain nothing from a second thread, and lose minutes where another process needs the core
+    torch.set_num_threads(1)
     matplotlib.use("Agg")
     warnings.showwarning = lambda message, category, *rest, **kw: print(f"note: {message}", file=sys.stderr)
     began, out = time.perf_counter(), Path(options.out)
@@ -68,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"\n{format_table(result.table)}\n\n{result.certificate}\n")
         for path in write_results(result, out):
             print(f"wrote {path}")
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, FloatingPointError) as error:
         print(f"observers: {error}", file=sys.stderr)
         return 2
     print(f"done in {time.perf_counter() - began:.0f} s")
