@@ -1,6 +1,7 @@
 """What KF, EKF and UKF have in common: noise, start, step."""
 
 import copy
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
@@ -37,7 +38,7 @@ class GaussianState(NamedTuple):
         return (product + product.mT) / 2
 
 
-class GaussianFilter:
+class GaussianFilter(ABC):
     """Base of the Gaussian filters; subclasses say how a mean and a factor go through f and h.
 
     Parameters
@@ -169,8 +170,10 @@ class GaussianFilter:
         """Fit the noise covariances to data by maximum likelihood; see :func:`estimators.gaussian.tuning.tune`."""
         return tune(self, dataset, **settings)
 
+    @abstractmethod
     def _propagate(self, state, u):
-        raise NotImplementedError
+        """Mean and factor of the next state."""
 
+    @abstractmethod
     def _correct(self, state, u, y):
-        raise NotImplementedError
+        """Mean, factor and log-likelihood after a measurement, from :func:`estimators.gaussian.update.correct`."""

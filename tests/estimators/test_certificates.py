@@ -44,21 +44,18 @@ def test_trained_observer_is_proved_and_reports_its_correctness(trained_pair):
 
 @pytest.mark.parametrize("name", ["A", "B1", "C1"])
 def test_scaling_one_matrix_until_the_inequality_fails_is_refuted(trained_pair, name):
-    good = trained_pair[0].explicit()
-    factor = 1.0
-    while est.certify(good._replace(**{name: factor * getattr(good, name)})).verdict == "proved":
+    good, factor = trained_pair[0].explicit(), 1.0
+
+    def scaled(by):
+        return good._replace(**{name: by * getattr(good, name)})
+
+    while est.certify(scaled(factor)).verdict == "proved":
         factor *= 1.2
         assert factor < 1e6
-    refuted = est.certify(good._replace(**{name: 1.2 * factor * getattr(good, name)}))
+    refuted = est.certify(scaled(1.2 * factor))
     assert refuted.verdict == "refuted"
     # the direction found violates the inequality, as evaluated here from its definition
-    A, B1, C1, P = (
-        m.numpy()
-        for m in (good._replace(**{name: 1.2 * factor * getattr(good, name)}))[:0]
-        or [
-            getattr(good._replace(**{name: 1.2 * factor * getattr(good, name)}), n) for n in ("A", "B1", "C1", "metric")
-        ]
-    )
+    A, B1, C1, P = (getattr(scaled(1.2 * factor), n).numpy() for n in ("A", "B1", "C1", "metric"))
     nx = len(A)
     dx, dw = refuted.evidence["direction"][:nx], refuted.evidence["direction"][nx:]
     after = A @ dx + B1 @ dw
