@@ -1,5 +1,7 @@
 """Figures from datasets; each returns a matplotlib Figure."""
 
+from itertools import cycle
+
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -10,6 +12,9 @@ from estimators.metrics import errors
 from estimators.training import FitResult
 from plants.angles import wrap
 from plants.model import StateSpaceModel
+
+STYLES = ("-", "-", "--", ":")
+"""Lines that lie on one another, as EKF and UKF often do, stay visible."""
 
 
 def _time_label(table: xr.Dataset) -> str:
@@ -56,9 +61,9 @@ def plot_estimates(
             ]
             axis.plot(times, y, ".", color="0.75", markersize=3, label="measured")
         axis.plot(times, truth[:, i], "k", linewidth=1.5, label="true")
-        for name in table["estimator"].values:
+        for style, name in zip(cycle(STYLES), table["estimator"].values, strict=False):
             estimate = shown(table["x_hat"].sel(estimator=name, kind=kind).values[trajectory])
-            axis.plot(times, estimate[:, i], linewidth=1, label=str(name))
+            axis.plot(times, estimate[:, i], style, linewidth=1, label=str(name))
         axis.set_ylabel(state)
     axes[-1, 0].set_xlabel(_time_label(table))
     axes[0, 0].set_title(f"{table.attrs['plant']}: {kind} estimates, test trajectory {trajectory}")
@@ -94,9 +99,10 @@ def plot_error_decay(
     figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
     truth = dataset["x"].values
     size = np.maximum(truth.std(axis=(0, 1)), np.finfo(float).tiny)
-    for name in table["estimator"].values:
+    for style, name in zip(cycle(STYLES), table["estimator"].values, strict=False):
         error = errors(model, table["x_hat"].sel(estimator=name, kind=kind).values, truth) / size
-        axis.semilogy(table["time"].values, np.sqrt(np.mean(np.square(error), axis=(0, 2))), label=str(name))
+        size_now = np.sqrt(np.mean(np.square(error), axis=(0, 2)))
+        axis.semilogy(table["time"].values, size_now, style, label=str(name))
     axis.axvline(table.attrs["transient"], color="0.7", linestyle=":", label="end of the transient")
     axis.set(
         xlabel=_time_label(table),
