@@ -14,7 +14,8 @@ from estimators.design import AffineModel
 from estimators.files import load_safetensors, save_safetensors
 from estimators.gaussian.kalman import SteadyState
 from estimators.networks.initialise import from_linear
-from estimators.networks.r2dn import R2DN, CollapsedR2DN, R2DNMatrices
+from estimators.networks.matrices import CollapsedR2DN, R2DNMatrices
+from estimators.networks.r2dn import R2DN
 from estimators.training import FitResult, fit
 from plants.angles import wrap
 from plants.arrays import as_tensor
@@ -187,7 +188,7 @@ class R2DNObserver:
         """Named matrices in the observer's coordinates, float64, for the parameters as they are."""
         self._require_data()
         with torch.no_grad():
-            return self.network.explicit(torch.float64)
+            return self.network.explicit()
 
     def init(self, x0, P0=None) -> ObserverState:
         """Start from a predicted state.
@@ -254,7 +255,7 @@ class R2DNObserver:
         z = self._first_frame(state, u[..., 0, :], y[..., 0, :]) + shift[..., 0, :]
         with torch.no_grad():
             following = torch.cat([time_first(shift)[1:], shift.new_zeros(1, lead.numel(), nx)])
-            _, out = state.matrices.rollout(z.expand(*lead, nx).reshape(lead.numel(), nx), time_first(v), following)
+            _, out = state.matrices.rollout(z.expand(*lead, nx).reshape(lead.numel(), nx), time_first(v), following, states=False)
         out = out.transpose(0, 1).reshape(*lead, steps, 2 * nx)
         predicted = torch.cat([state.predicted.expand(*lead, nx)[..., None, :], out[..., :-1, nx:]], dim=-2)
         return Estimate(self.coordinates.to_plant(predicted), self.coordinates.to_plant(out[..., :nx]))

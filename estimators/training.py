@@ -233,7 +233,7 @@ class _Training:
 
     def rollout_loss(self, start, z, v, shift):
         nx, steps = z.shape[-1], len(v)
-        states, out = self.network.explicit().collapse().rollout(start, v, shift)
+        states, out = self.network.collapsed().rollout(start, v, shift)
         weight = self.predicted_weight[1 : steps + 1]
         if shift is not None:
             out = torch.cat([out[..., :nx], out[..., nx:] + shift], dim=-1)
@@ -255,7 +255,7 @@ class _Training:
         start = now + spread * (self.normal(size, now.shape[1]) @ self.one_step_factor.T)
         v = data.v[when, which]
         v[:, -1] = 0.0  # errors of the stationary size
-        state, out = self.network.explicit().collapse().step(start, v)
+        state, out = self.network.collapsed().step(start, v)
         after, nx = data.z[when + 1, which], now.shape[1]
         if data.shift is not None:
             state = state + data.shift[when, which]

@@ -6,7 +6,7 @@ import xarray as xr
 from estimators.certificates.result import Certificate
 from estimators.certificates.rigorous import SAFETY, norm_bound, positive_definite_margin, product
 from estimators.metrics import errors
-from estimators.networks.r2dn import R2DNMatrices
+from estimators.networks.matrices import R2DNMatrices
 from estimators.observer import R2DNObserver
 from plants.schema import to_tensors, validate
 

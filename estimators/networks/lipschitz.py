@@ -8,11 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from estimators.networks.activations import ACTIVATIONS, check_activation
+
 EPS = torch.finfo(torch.float32).eps
 """Regularisation of norms and of H, as in the published implementation, in every dtype."""
-
-ACTIVATIONS = {"relu": torch.relu, "tanh": torch.tanh}
-"""Monotone activations with slope in [0, 1]."""
 
 
 class SandwichMatrices(NamedTuple):
@@ -81,19 +80,19 @@ class Sandwich(nn.Module):
         self.register_parameter("d", None if linear else nn.Parameter(torch.zeros(outputs, dtype=dtype)))
         self.b = nn.Parameter(torch.zeros(outputs, dtype=dtype))
 
-    def explicit(self, dtype: torch.dtype | None = None) -> SandwichMatrices:
+    def explicit(self, dtype: torch.dtype = torch.float64) -> SandwichMatrices:
         """Map the free parameters to matrices (Cayley transform), in `dtype` arithmetic."""
-        XY, a, b = (p.to(dtype or p.dtype) for p in (self.XY, self.a, self.b))
+        XY, a, b = (p.to(dtype) for p in (self.XY, self.a, self.b))
         psi = torch.ones_like(b) if self.d is None else torch.exp(torch.clamp(self.d.to(b.dtype), -20, 20))
         n = XY.shape[1]
         W = a * XY / frobenius_norm(XY)
         U, V = W[:n], W[n:]
         Z = U - U.mT + V.mT @ V
         identity = torch.eye(n, dtype=XY.dtype, device=XY.device)
-        A_T = torch.linalg.solve(identity + Z, identity - Z)
-        # B is the transpose of B' = -2 V (I+Z)^-1
-        B = torch.linalg.solve((identity + Z).mT, -2 * V.mT)
-        return SandwichMatrices(A_T, B, psi, b)
+        # one inverse serves A' = (I+Z)^-1 (I-Z) = 2 (I+Z)^-1 - I and B' = -2 V (I+Z)^-1; since Z + Z' >= 0
+        # its norm is at most 1, and it is as accurate as two solutions
+        inverse = torch.linalg.inv(identity + Z)
+        return SandwichMatrices(2 * inverse - identity, -2 * (V @ inverse).mT, psi, b)
 
 
 class LipschitzNetwork(nn.Module):
@@ -105,7 +104,7 @@ class LipschitzNetwork(nn.Module):
         Widths, input first, output last; at least two.
     bound : float
         Lipschitz constant in the Euclidean norm.
-    activation : {'relu', 'tanh'}
+    activation : {'relu', 'leaky_relu', 'elu', 'tanh', 'sigmoid', 'softplus'}
         Of the hidden layers.
     linear_output : bool
         True: the last layer is h -> B h + b. False: it keeps the activation, as the published
@@ -136,8 +135,7 @@ class LipschitzNetwork(nn.Module):
             raise ValueError(f"sizes must be at least two positive integers, got {sizes!r}")
         if not 0 < bound < math.inf:
             raise ValueError(f"bound must be positive and finite, got {bound!r}")
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {activation!r}")
+        check_activation(activation)
         self.sizes, self.bound, self.activation, self.linear_output = (
             tuple(sizes),
             float(bound),
@@ -150,15 +148,15 @@ class LipschitzNetwork(nn.Module):
             for i, (m, n) in enumerate(pairwise(sizes))
         )
 
-    def explicit(self, dtype: torch.dtype | None = None) -> tuple[SandwichMatrices, ...]:
-        """Matrices of every layer."""
+    def explicit(self, dtype: torch.dtype = torch.float64) -> tuple[SandwichMatrices, ...]:
+        """Matrices of every layer, from a map in `dtype` arithmetic."""
         return tuple(layer.explicit(dtype) for layer in self.layers)
 
     def forward(self, u: torch.Tensor) -> torch.Tensor:
         """Evaluate: u (..., sizes[0]) to (..., sizes[-1])."""
-        sigma, gain = ACTIVATIONS[self.activation], math.sqrt(self.bound)
+        sigma, gain = ACTIVATIONS[self.activation].function, math.sqrt(self.bound)
         h = gain * u
-        for index, layer in enumerate(self.explicit()):
+        for index, layer in enumerate(self.explicit(u.dtype)):
             if self.linear_output and index == len(self.layers) - 1:
                 h = h @ layer.B.mT + layer.b
             else:

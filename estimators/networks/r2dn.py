@@ -1,163 +1,50 @@
-"""Contracting R2DN: an LTI system in feedback with a 1-Lipschitz network (arXiv 2504.01250)."""
+"""Contracting and Lipschitz-bounded R2DN: an LTI system in feedback with a 1-Lipschitz network (arXiv 2504.01250)."""
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from estimators.networks.lipschitz import ACTIVATIONS, EPS, LipschitzNetwork, SandwichMatrices, frobenius_norm
-from estimators.networks.rollout import Rollout
+from estimators.networks.lipschitz import EPS, LipschitzNetwork, frobenius_norm
+from estimators.networks.matrices import CollapsedR2DN, R2DNMatrices
+from estimators.networks.recurrent import Recurrent, check_bound, check_rate, check_sizes
 
 
-class R2DNMatrices(NamedTuple):
-    """Explicit form: v = C1 x + D12 u + bv, w = phi(v), x+ = A x + B1 w + B2 u + bx, y = C2 x + D21 w + D22 u + by.
-
-    Attributes
-    ----------
-    A, B1, B2, bx : torch.Tensor
-        (nx, nx), (nx, nv), (nx, nu), (nx,).
-    C1, D12, bv : torch.Tensor
-        (nv, nx), (nv, nu), (nv,).
-    C2, D21, D22, by : torch.Tensor
-        (ny, nx), (ny, nv), (ny, nu), (ny,).
-    network : tuple of SandwichMatrices
-        Layers of phi.
-    metric : torch.Tensor
-        P, (nx, nx): distances contract in |.|_P at the rate.
-    contraction_rate : float
-        Alpha.
-    activation : str
-        Of phi.
-    linear_output : bool
-        Whether the last layer of phi is linear.
-    """
-
-    A: torch.Tensor
-    B1: torch.Tensor
-    B2: torch.Tensor
-    bx: torch.Tensor
-    C1: torch.Tensor
-    D12: torch.Tensor
-    bv: torch.Tensor
-    C2: torch.Tensor
-    D21: torch.Tensor
-    D22: torch.Tensor
-    by: torch.Tensor
-    network: tuple[SandwichMatrices, ...]
-    metric: torch.Tensor
-    contraction_rate: float
-    activation: str
-    linear_output: bool
-
-    def step(self, x: torch.Tensor, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """One step as defined: x (..., nx), u (..., nu) to the next state and the output y (..., ny)."""
-        h, sigma = x @ self.C1.mT + u @ self.D12.mT + self.bv, ACTIVATIONS[self.activation]
-        for index, layer in enumerate(self.network):
-            if self.linear_output and index == len(self.network) - 1:
-                h = h @ layer.B.mT + layer.b
-            else:
-                h = sigma(h @ layer.inward.mT + layer.b) @ layer.outward.mT
-        return (
-            x @ self.A.mT + h @ self.B1.mT + u @ self.B2.mT + self.bx,
-            x @ self.C2.mT + h @ self.D21.mT + u @ self.D22.mT + self.by,
-        )
-
-    def collapse(self) -> "CollapsedR2DN":
-        """Multiply neighbouring factors into one matrix a layer (mathematics.md, 7)."""
-        layers = self.network
-        hidden = layers[:-1] if self.linear_output else layers
-        last = layers[-1] if self.linear_output else None
-        if not isinstance(hidden, Sequence) or isinstance(hidden, str):
-            raise TypeError(f"hidden must be a sequence of widths, got {hidden!r}")
-        if not hidden:
-            raise ValueError(
-                "a network with a single linear layer has nothing to roll out: give hidden at least one width"
-            )
-        inward = hidden[0].inward
-        weights = [inward @ self.C1] + [b.inward @ a.outward for a, b in pairwise(hidden)]
-        out = last.B @ hidden[-1].outward if last else hidden[-1].outward
-        shift = last.b if last else torch.zeros_like(self.bv)
-        return CollapsedR2DN(
-            self.activation,
-            self.A,
-            self.B1 @ out,
-            self.B2,
-            self.bx + self.B1 @ shift,
-            tuple(weights),
-            inward @ self.D12,
-            inward @ self.bv + hidden[0].b,
-            tuple(layer.b for layer in hidden[1:]),
-            self.C2,
-            self.D21 @ out,
-            self.D22,
-            self.by + self.D21 @ shift,
-        )
+def contraction(free: torch.Tensor) -> torch.Tensor:
+    """Map any matrix to one of norm below 1, and every such matrix is reached: W R^-1 with R'R = I + W'W."""
+    return torch.linalg.solve_triangular(_factor(free), free, upper=True, left=False)
 
 
-class CollapsedR2DN(NamedTuple):
-    """The same system with one matrix a layer; see :mod:`estimators.networks.rollout`."""
-
-    activation: str
-    A: torch.Tensor
-    F: torch.Tensor
-    B2: torch.Tensor
-    bx: torch.Tensor
-    weights: tuple[torch.Tensor, ...]
-    input_weight: torch.Tensor
-    input_bias: torch.Tensor
-    biases: tuple[torch.Tensor, ...]
-    C2: torch.Tensor
-    output_weight: torch.Tensor
-    D22: torch.Tensor
-    by: torch.Tensor
-
-    def step(self, x: torch.Tensor, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """One step: x (..., nx), u (..., nu) to the next state and the output y (..., ny)."""
-        sigma = ACTIVATIONS[self.activation]
-        h = sigma(x @ self.weights[0].mT + u @ self.input_weight.mT + self.input_bias)
-        for weight, bias in zip(self.weights[1:], self.biases, strict=True):
-            h = sigma(h @ weight.mT + bias)
-        return (
-            x @ self.A.mT + h @ self.F.mT + u @ self.B2.mT + self.bx,
-            x @ self.C2.mT + h @ self.output_weight.mT + u @ self.D22.mT + self.by,
-        )
-
-    def rollout(
-        self, x0: torch.Tensor, u: torch.Tensor, shift: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Roll out time-first.
-
-        x0 (batch, nx), u (time, batch, nu) to states (time + 1, batch, nx) and outputs (time, batch, ny);
-        `shift` (time, batch, nx) is added to the next state.
-        """
-        # inputs are few and times many: one product for all times before the loop, one after it
-        c = u @ self.input_weight.mT + self.input_bias
-        d = u @ self.B2.mT + self.bx
-        if shift is not None:
-            d = d + shift
-        states, h = Rollout.apply(self.activation, x0.contiguous(), c, d, self.A, self.F, *self.weights, *self.biases)
-        return states, states[:-1] @ self.C2.mT + h @ self.output_weight.mT + u @ self.D22.mT + self.by
+def _factor(free):
+    """Upper R with R'R = I + W'W, so that I - D'D = (R R')^-1 for D = W R^-1."""
+    n = free.shape[1]
+    gram = torch.eye(n, dtype=free.dtype, device=free.device) + free.mT @ free
+    return torch.linalg.cholesky(gram).mT
 
 
-class R2DN(nn.Module):
-    """Contracting recurrent network, stable for every value of its parameters.
+class R2DN(Recurrent):
+    """Recurrent network that is contracting for every value of its parameters, with a Lipschitz bound if asked.
 
-    Any two runs with the same input approach each other: |x_t - x'_t|_P <= rate^t |x_0 - x'_0|_P.
+    Any two runs with the same input approach each other: |x_t - x'_t|_P <= rate^t |x_0 - x'_0|_P
+    (mathematics.md, 3). With `lipschitz` = gamma, any two runs from the same state keep
+    sum |y - y'|^2 <= gamma^2 sum |u - u'|^2 as well (mathematics.md, 4).
 
     Parameters
     ----------
     ninputs, nstates, noutputs : int
         Sizes.
     nfeedback : int
-        Width nv of the signals v and w around the network.
+        Width nv of the signals v and w around the network; 0 for a linear system.
     hidden : sequence of int
-        Widths of the hidden layers, at least one.
+        Widths of the hidden layers; may be empty, which leaves a system without nonlinear part.
     contraction_rate : float
         In (0, 1].
-    activation : {'relu', 'tanh'}
+    lipschitz : float, optional
+        Bound of the gain from u to y; None: no bound.
+    identity_output : bool
+        The output is the state itself, y_t = x_t; `noutputs` must equal `nstates`.
+    activation : {'relu', 'leaky_relu', 'elu', 'tanh', 'sigmoid', 'softplus'}
         Monotone with slope in [0, 1].
     linear_output : bool
         True: the network's last layer is linear. False: published convention.
@@ -165,11 +52,13 @@ class R2DN(nn.Module):
         For the random start (LeCun normal, zero biases, D22 = 0).
     dtype : torch.dtype
         Of the parameters.
+    device : torch.device or str
+        Where they live.
 
     Raises
     ------
     ValueError
-        A size, rate or activation out of range; named.
+        A size, rate, bound or activation out of range; named.
     """
 
     def __init__(
@@ -181,36 +70,38 @@ class R2DN(nn.Module):
         nfeedback: int,
         hidden: Sequence[int],
         contraction_rate: float = 1.0,
+        lipschitz: float | None = None,
+        identity_output: bool = False,
         activation: str = "relu",
         linear_output: bool = True,
         generator: torch.Generator | None = None,
         dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
     ):
-        super().__init__()
-        for name, value in (
-            ("ninputs", ninputs),
-            ("nstates", nstates),
-            ("noutputs", noutputs),
-            ("nfeedback", nfeedback),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a positive integer, got {value!r}")
-        if not hidden:
-            raise ValueError("hidden must have at least one width, got none")
-        if not 0 < contraction_rate <= 1:
-            raise ValueError(f"contraction_rate must be in (0, 1], got {contraction_rate!r}")
-        self.ninputs, self.nstates, self.noutputs = ninputs, nstates, noutputs
-        self.contraction_rate = float(contraction_rate)
+        super().__init__(ninputs, nstates, noutputs, identity_output)
+        check_sizes(nfeedback=nfeedback, least=0)
+        if isinstance(hidden, str) or not isinstance(hidden, Sequence):
+            raise TypeError(f"hidden must be a sequence of widths, got {hidden!r}")
+        check_sizes(**{f"hidden[{i}]": n for i, n in enumerate(hidden)})
+        if hidden and not nfeedback:
+            raise ValueError(f"hidden must be empty where nfeedback is 0, got {tuple(hidden)}")
+        self.nfeedback, self.contraction_rate = nfeedback, check_rate(contraction_rate)
+        self.lipschitz = check_bound(lipschitz)
+        self.activation, self.linear_output = activation, linear_output
+        sizes = (nfeedback, *hidden, nfeedback)
         self.network = LipschitzNetwork(
-            (nfeedback, *hidden, nfeedback),
+            sizes if nfeedback else (1, 1),
             activation=activation,
             linear_output=linear_output,
             generator=generator,
             dtype=dtype,
         )
+        if not nfeedback:
+            self.network.layers = nn.ModuleList()
 
         def lecun(rows, columns):
-            return nn.Parameter(torch.randn(rows, columns, generator=generator, dtype=dtype) / math.sqrt(columns))
+            scale = math.sqrt(max(columns, 1))
+            return nn.Parameter(torch.randn(rows, columns, generator=generator, dtype=dtype) / scale)
 
         def zeros(*shape):
             return nn.Parameter(torch.zeros(*shape, dtype=dtype))
@@ -219,66 +110,93 @@ class R2DN(nn.Module):
         self.p = nn.Parameter(frobenius_norm(self.X.detach()).reshape(1))
         self.B1, self.B2, self.bx = lecun(nstates, nfeedback), lecun(nstates, ninputs), zeros(nstates)
         self.C1, self.D12, self.bv = lecun(nfeedback, nstates), lecun(nfeedback, ninputs), zeros(nfeedback)
-        self.C2, self.D21, self.D22, self.by = (
-            lecun(noutputs, nstates),
-            lecun(noutputs, nfeedback),
-            zeros(noutputs, ninputs),
-            zeros(noutputs),
-        )
+        if not identity_output:
+            self.C2, self.D21 = lecun(noutputs, nstates), lecun(noutputs, nfeedback)
+            self.D22, self.by = zeros(noutputs, ninputs), zeros(noutputs)
+        self.to(device)
 
-    def explicit(self, dtype: torch.dtype | None = None) -> R2DNMatrices:
-        """Map the free parameters to matrices (mathematics.md, 3), in `dtype` arithmetic.
-
-        float64 is needed for a certificate: formed in float32, the matrices can violate the
-        inequality that the exact ones satisfy.
-        """
-        par = {name: value.to(dtype or value.dtype) for name, value in self.named_parameters(recurse=False)}
-        X, B1, C1, nx = par["X"], par["B1"], par["C1"], self.nstates
-        H = par["p"] ** 2 * (X.mT @ X) / frobenius_norm(X) ** 2 + torch.block_diag(C1.mT @ C1, B1 @ B1.mT)
-        H = H + EPS * torch.eye(2 * nx, dtype=H.dtype, device=H.device)
+    def _matrices(self, dtype: torch.dtype, metric: bool) -> R2DNMatrices:
+        par = {name: value.to(dtype) for name, value in self.named_parameters(recurse=False)}
+        nx, X, B1, B2, C1 = self.nstates, par["X"], par["B1"], par["B2"], par["C1"]
+        identity = torch.eye(nx, dtype=dtype, device=X.device)
+        if self.identity_output:
+            ny = nx
+            C2, D21, D22 = identity, X.new_zeros(ny, self.nfeedback), X.new_zeros(ny, self.ninputs)
+            by = X.new_zeros(ny)
+        else:
+            C2, D21, D22, by = par["C2"], par["D21"], par["D22"], par["by"]
+        H = par["p"] ** 2 * (X.mT @ X) / frobenius_norm(X) ** 2
+        H = H + EPS * torch.eye(2 * nx, dtype=dtype, device=X.device)
+        if self.lipschitz is None:
+            D12, B, H = par["D12"], B1, H + torch.block_diag(C1.mT @ C1, B1 @ B1.mT)
+        else:  # everything in scaled signals until the end
+            root = math.sqrt(self.lipschitz)
+            D12, D21, D22 = self._feedthrough(par)
+            C = torch.cat([C1, C2 / root if self.identity_output else C2])
+            B = torch.cat([B1, B2], 1)
+            H = H + self._coupling(B, C, D12, D21, D22)
         H11, H21, H22 = H[:nx, :nx], H[nx:, :nx], H[nx:, nx:]
         E = (H11 + H22 / self.contraction_rate**2 + par["Y"] - par["Y"].mT) / 2
-        solved = torch.linalg.solve(E, torch.cat([H21, B1], dim=1))
-        metric = E.mT @ torch.linalg.solve(H22, E)
+        solved = torch.linalg.solve(E, torch.cat([H21, B], dim=1))
+        A, B1 = solved[:, :nx], solved[:, nx : nx + self.nfeedback]
+        if self.lipschitz is not None:
+            B2, D12, D21, D22 = root * solved[:, nx + self.nfeedback :], root * D12, root * D21, self.lipschitz * D22
+            C2 = C2 if self.identity_output else root * C2
+        if metric:
+            P = E.mT @ torch.linalg.solve(H22, E)
+            P = (P + P.mT) / 2
         return R2DNMatrices(
-            A=solved[:, :nx],
-            B1=solved[:, nx:],
-            B2=par["B2"],
+            A=A,
+            B1=B1,
+            B2=B2,
             bx=par["bx"],
             C1=C1,
-            D12=par["D12"],
+            D12=D12,
             bv=par["bv"],
-            C2=par["C2"],
-            D21=par["D21"],
-            D22=par["D22"],
-            by=par["by"],
+            C2=C2,
+            D21=D21,
+            D22=D22,
+            by=by,
             network=self.network.explicit(dtype),
-            metric=(metric + metric.mT) / 2,
+            metric=P if metric else None,
             contraction_rate=self.contraction_rate,
-            activation=self.network.activation,
-            linear_output=self.network.linear_output,
+            lipschitz=self.lipschitz,
+            activation=self.activation,
+            linear_output=self.linear_output,
+            identity_output=self.identity_output,
         )
 
-    def forward(self, u: torch.Tensor, x0: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run a batch of sequences.
+    def _feedthrough(self, par):
+        """D12, D21, D22 such that [[0, D12], [D21, D22]] has norm below 1 (Parrott), complete."""
+        R = _factor(par["D12"])
+        D12 = torch.linalg.solve_triangular(R, par["D12"], upper=True, left=False)
+        if self.identity_output:
+            ny = self.nstates
+            return D12, D12.new_zeros(ny, self.nfeedback), D12.new_zeros(ny, self.ninputs)
+        # the same for rows: I - D21 D21' = (L' L)^-1
+        Lt = _factor(par["D21"].mT)
+        D21 = torch.linalg.solve_triangular(Lt.mT, par["D21"], upper=False)
+        K = contraction(par["D22"])
+        inner = torch.linalg.solve_triangular(Lt.mT, K, upper=False)
+        return D12, D21, torch.linalg.solve_triangular(R, inner, upper=True, left=False)
 
-        Parameters
-        ----------
-        u : torch.Tensor
-            (batch, time, ninputs).
-        x0 : torch.Tensor, optional
-            (batch, nstates), default zero.
+    def _coupling(self, B, C, D12, D21, D22):
+        """N M^-1 N' of mathematics.md, 4, through the Schur complement S = I - D D' of M."""
+        nx, nv = self.nstates, self.nfeedback
+        D = torch.cat([torch.cat([D12.new_zeros(nv, nv), D12], 1), torch.cat([D21, D22], 1)])
+        S = torch.eye(len(D), dtype=D.dtype, device=D.device) - D @ D.mT
+        factor = torch.linalg.cholesky(S)
+        both = torch.linalg.solve_triangular(factor, torch.cat([C, -D @ B.mT], 1), upper=False)
+        return both.mT @ both + torch.block_diag(B.new_zeros(nx, nx), B @ B.mT)
 
-        Returns
-        -------
-        y : torch.Tensor
-            (batch, time, noutputs).
-        x_last : torch.Tensor
-            (batch, nstates), the state after the last input.
-        """
-        if u.ndim != 3 or u.shape[-1] != self.ninputs:
-            raise ValueError(f"u must have shape (batch, time, {self.ninputs}), got {tuple(u.shape)}")
-        if x0 is None:
-            x0 = u.new_zeros(len(u), self.nstates)
-        states, y = self.explicit().collapse().rollout(x0, u.transpose(0, 1).contiguous())
-        return y.transpose(0, 1), states[-1]
+    def collapsed(self) -> CollapsedR2DN:
+        """Matrices of a fast rollout, in the dtype of the parameters; differentiable."""
+        return self._matrices(self.X.dtype, metric=False).collapse()
+
+    def forward(
+        self, u: torch.Tensor, x0: torch.Tensor | None = None, *, checkpoint: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run a batch of sequences; see :meth:`Recurrent.forward`."""
+        x0 = self._start(u, x0)
+        x, y = self.collapsed().rollout(x0, u.transpose(0, 1), states=False, checkpoint=checkpoint)
+        return y.transpose(0, 1), x

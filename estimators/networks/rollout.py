@@ -1,78 +1,257 @@
-"""The R2DN recursion with one matrix a layer, and its hand-written adjoint.
+"""The R2DN recursion with one matrix a layer, and its hand-written adjoint (mathematics.md, 7).
 
-    h_1 = sigma(G_1 x_t + c_t),  h_k = sigma(G_k h_{k-1} + g_k),  x_{t+1} = A x_t + F h_L + d_t
+With z_t = [x_t, u_t, 1], so that inputs and biases ride along in the products with the state,
 
-Everything that does not depend on the state is in c and d, computed for all times beforehand.
-Time first, batch second, features last.
+    h_1 = sigma(W_1 z_t),  h_k = sigma(W_k h_{k-1} + b_k),  x_{t+1} = M z_t + F h_L,  y_t = N z_t + J h_L
+
+Time first, batch second, features last. Times are processed in chunks that stay in the cache: the
+outputs and, backwards, the weight gradients of a chunk are single products over (time x batch).
 """
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
-_DERIVATIVES = {
-    "relu": lambda grad, h: torch.ops.aten.threshold_backward.grad_input(grad, h, 0, grad_input=grad),
-    "tanh": lambda grad, h: torch.ops.aten.tanh_backward.grad_input(grad, h, grad_input=grad),
-}
-_IN_PLACE = {"relu": torch.relu_, "tanh": torch.tanh_}
+from estimators.networks.activations import ACTIVATIONS
+
+ROWS = 2048
+"""Rows (time x batch) of a chunk: where the measured time is smallest, from batch 64 to 1024."""
 
 
-class Rollout(torch.autograd.Function):
-    """``apply(activation, x0, c, d, A, F, G_1, ..., G_L, g_2, ..., g_L) -> X, H``.
+class Recursion(NamedTuple):
+    """Matrices of the recursion.
 
-    Shapes: x0 (batch, nx), c (time, batch, n1), d (time, batch, nx), X (time + 1, batch, nx) with
-    X[0] = x0, H (time, batch, nL) the last hidden layer. Differentiable once.
+    Attributes
+    ----------
+    activation : str
+        Sigma.
+    M, N : torch.Tensor
+        (nx, nx + nu + 1), and (ny, nx + nu + 1) or None where there is no output but the state.
+    F, J : torch.Tensor or None
+        (nx, n_L) and (ny, n_L); None without hidden layers, J also without output.
+    layers : tuple of torch.Tensor
+        W_1, W_2, b_2, W_3, b_3, ...; empty for an affine system.
     """
 
-    @staticmethod
-    def forward(ctx, activation, x0, c, d, A, F, *layers):
-        """Run the recursion."""
-        depth = (len(layers) + 1) // 2
-        G, g = layers[:depth], layers[depth:]
-        steps, batch, _ = c.shape
-        X = x0.new_empty(steps + 1, batch, x0.shape[1])
-        X[0] = x0
-        hidden = [x0.new_empty(steps, batch, weight.shape[0]) for weight in G]
-        transposed = [weight.t().contiguous() for weight in G]
-        At, Ft = A.t().contiguous(), F.t().contiguous()
-        sigma = _IN_PLACE[activation]
-        Xs, cs, ds, Hs = X.unbind(0), c.unbind(0), d.unbind(0), [h.unbind(0) for h in hidden]
-        for t in range(steps):
-            h = sigma(torch.addmm(cs[t], Xs[t], transposed[0], out=Hs[0][t]))
-            for k in range(1, depth):
-                h = sigma(torch.addmm(g[k - 1], h, transposed[k], out=Hs[k][t]))
-            torch.addmm(ds[t], Xs[t], At, out=Xs[t + 1]).addmm_(h, Ft)
-        ctx.save_for_backward(X, A, F, *G, *hidden)
-        ctx.depth, ctx.activation = depth, activation
-        return X, hidden[-1]
+    activation: str
+    M: torch.Tensor
+    N: torch.Tensor | None
+    F: torch.Tensor | None
+    J: torch.Tensor | None
+    layers: tuple[torch.Tensor, ...]
+
+    @property
+    def weights(self) -> Sequence[torch.Tensor]:
+        """W_1, W_2, ..."""
+        return self.layers[:1] + self.layers[1::2]
+
+    @property
+    def biases(self) -> Sequence[torch.Tensor]:
+        """b_2, b_3, ..."""
+        return self.layers[2::2]
+
+
+def rollout(
+    system: Recursion, x0: torch.Tensor, u: torch.Tensor, *, states: bool = False, checkpoint: bool = False
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Run the recursion over a batch of sequences.
+
+    Parameters
+    ----------
+    system : Recursion
+        Of the same dtype and device as the signals.
+    x0, u : torch.Tensor
+        (batch, nx) and (time, batch, nu).
+    states : bool
+        Return all states and not only the last.
+    checkpoint : bool
+        Keep only every chunk's first state for the backward pass, which then runs the recursion
+        once more.
+
+    Returns
+    -------
+    x : torch.Tensor
+        (time + 1, batch, nx) with x[0] = x0, or the last one, (batch, nx).
+    y : torch.Tensor or None
+        (time, batch, ny), None where the system has no N. Differentiable once.
+    """
+    tensors = (x0, u, system.M, system.N, system.F, system.J, *system.layers)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        return _Rollout.apply(system.activation, states, checkpoint, *tensors)
+    x, y, _, _ = _evaluate(system, x0, u, states, store=False)
+    return x, y
+
+
+def _chunk(steps, batch):
+    return max(1, min(steps, ROWS // max(batch, 1)))
+
+
+def _fill(Z, x, u):
+    """Write start, inputs and the constant into the rows z of a chunk."""
+    nx = x.shape[1]
+    Z[0, :, :nx] = x
+    Z[: len(u), :, nx:-1] = u
+
+
+def _advance(system, transposed, Z, hidden):
+    """Step through a chunk: states go into Z[1:], layers into `hidden`."""
+    Wt, Mt, Ft = transposed
+    sigma, biases = ACTIVATIONS[system.activation].in_place, system.biases
+    X, Zs, Hs = Z[..., : len(system.M)].unbind(0), Z.unbind(0), [h.unbind(0) for h in hidden]
+    first, rest = Hs[:1], list(zip(Hs[1:], Wt[1:], biases, strict=True))
+    mm, addmm = torch.mm, torch.addmm
+    for t in range(len(Zs) - 1):
+        following = mm(Zs[t], Mt, out=X[t + 1])
+        if first:
+            h = sigma(mm(Zs[t], Wt[0], out=first[0][t]))
+            for H, W, b in rest:
+                h = sigma(addmm(b, h, W, out=H[t]))
+            following.addmm_(h, Ft)
+
+
+def _rows(a):
+    return a.reshape(-1, a.shape[-1])
+
+
+def _transposed(system):
+    Ft = None if system.F is None else system.F.t().contiguous()
+    return [w.t().contiguous() for w in system.weights], system.M.t().contiguous(), Ft
+
+
+def _evaluate(system, x0, u, states, store, boundaries=None):
+    """Forward pass; `store` keeps every z and h, else only what a chunk needs at a time."""
+    steps, batch, nu = u.shape
+    nx, K = len(system.M), _chunk(steps, batch)
+    transposed = _transposed(system)
+    Z = x0.new_empty((steps if store else K) + 1, batch, nx + nu + 1)
+    Z[..., -1] = 1
+    H = [x0.new_empty(steps if store else K, batch, len(w)) for w in system.weights]
+    if not store:  # of a layer that only feeds the next one, one instant is enough
+        H[:-1] = [h[:1].expand(K, -1, -1) for h in H[:-1]]
+    X = x0.new_empty(steps + 1, batch, nx) if states else None
+    y = None if system.N is None else x0.new_empty(steps, batch, len(system.N))
+    if y is not None:
+        Nt, Jt = system.N.t().contiguous(), None if system.J is None else system.J.t().contiguous()
+    x = x0
+    for s in range(0, steps, K):
+        n = min(K, steps - s)
+        Zc, Hc = (Z[s : s + n + 1], [h[s : s + n] for h in H]) if store else (Z[: n + 1], [h[:n] for h in H])
+        if boundaries is not None:
+            boundaries.append(x.clone())
+        _fill(Zc, x, u[s : s + n])
+        _advance(system, transposed, Zc, Hc)
+        x = Zc[n, :, :nx]
+        if states:
+            X[s : s + n] = Zc[:n, :, :nx]
+        if y is not None:
+            out = torch.mm(_rows(Zc[:n]), Nt, out=_rows(y[s : s + n]))
+            if H:
+                out.addmm_(_rows(Hc[-1]), Jt)
+    if states:
+        X[steps] = x
+    return X if states else x.clone(), y, Z, H
+
+
+class _Rollout(torch.autograd.Function):
+    """:func:`rollout` with its adjoint recursion."""
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_X, grad_H):
-        """Run the adjoint recursion backwards in time, then form each weight gradient in one product."""
-        depth, derivative = ctx.depth, _DERIVATIVES[ctx.activation]
-        X, A, F, *rest = ctx.saved_tensors
-        G, hidden = rest[:depth], rest[depth:]
-        deltas = [torch.empty_like(h) for h in hidden]
-        lam = grad_X.clone(memory_format=torch.contiguous_format)
-        lams, Ds, Hs, gHs = (
-            lam.unbind(0),
-            [d.unbind(0) for d in deltas],
-            [h.unbind(0) for h in hidden],
-            grad_H.unbind(0),
-        )
-        for t in range(len(gHs) - 1, -1, -1):
-            delta = torch.addmm(gHs[t], lams[t + 1], F, out=Ds[-1][t])
-            derivative(delta, Hs[-1][t])
-            for k in range(depth - 1, 0, -1):
-                delta = torch.mm(delta, G[k], out=Ds[k - 1][t])
-                derivative(delta, Hs[k - 1][t])
-            lams[t].addmm_(lams[t + 1], A).addmm_(delta, G[0])
+    def forward(ctx, activation, states, checkpoint, x0, u, M, N, F, J, *layers):
+        """Run the recursion, keeping what its adjoint needs."""
+        ctx.set_materialize_grads(False)
+        system, boundaries = Recursion(activation, M, N, F, J, layers), [] if checkpoint else None
+        x, y, Z, H = _evaluate(system, x0, u, states, store=not checkpoint, boundaries=boundaries)
+        ctx.save_for_backward(u, M, N, F, J, *layers, *(boundaries if checkpoint else (Z, *H)))
+        ctx.activation, ctx.states, ctx.checkpoint, ctx.nlayers = activation, states, checkpoint, len(layers)
+        return x, y
 
-        def rows(tensor):
-            return tensor.reshape(-1, tensor.shape[-1])
+    @staticmethod
+    def backward(ctx, grad_x, grad_y):
+        """Adjoint recursion backwards in time; weight gradients are summed chunk by chunk."""
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "a rollout is differentiable once, and create_graph=True asks for more: "
+                "step through explicit().step, the plain definition, for higher derivatives"
+            )
+        u, M, N, F, J, *rest = ctx.saved_tensors
+        layers, kept = rest[: ctx.nlayers], rest[ctx.nlayers :]
+        system = Recursion(ctx.activation, M, N, F, J, tuple(layers))
+        steps, batch, nu = u.shape
+        nx, K = len(M), _chunk(steps, batch)
+        weights, pull_back = system.weights, ACTIVATIONS[ctx.activation].pull_back
+        A, W1x = M[:, :nx].contiguous(), weights[0][:, :nx].contiguous() if layers else None
+        grads = {name: torch.zeros_like(a) for name, a in zip("MNFJ", (M, N, F, J), strict=True) if a is not None}
+        grad_W, grad_b = [torch.zeros_like(w) for w in weights], [torch.zeros_like(b) for b in system.biases]
+        grad_u = u.new_empty(u.shape) if ctx.needs_input_grad[4] else None
+        if ctx.checkpoint:
+            transposed = _transposed(system)
+            Z = u.new_empty(K + 1, batch, nx + nu + 1)
+            Z[..., -1] = 1
+            H = [u.new_empty(K, batch, len(w)) for w in weights]
+        else:
+            Z, *H = kept
+        lam, D = u.new_zeros(K + 1, batch, nx), [u.new_empty(K, batch, len(w)) for w in weights]
+        if grad_x is not None:
+            lam[0] = grad_x[-1] if ctx.states else grad_x
+        for s in reversed(range(0, steps, K)):
+            n = min(K, steps - s)
+            if ctx.checkpoint:
+                Zc, Hc = Z[: n + 1], [h[:n] for h in H]
+                _fill(Zc, kept[s // K], u[s : s + n])
+                _advance(system, transposed, Zc, Hc)
+            else:
+                Zc, Hc = Z[s : s + n + 1], [h[s : s + n] for h in H]
+            Dc, Lc = [d[:n] for d in D], lam[: n + 1]
+            Lc[n] = lam[0]  # what the chunk after this one left
+            gy = None if grad_y is None else _rows(grad_y[s : s + n])
+            if gy is None:
+                Lc[:n] = 0
+                for d in Dc[-1:]:
+                    d.zero_()
+            else:
+                torch.mm(gy, N[:, :nx], out=_rows(Lc[:n]))
+                for d in Dc[-1:]:
+                    torch.mm(gy, J, out=_rows(d))
+            if grad_x is not None and ctx.states:
+                Lc[:n] += grad_x[s : s + n]
+            _pull_back(pull_back, A, W1x, F, weights, Lc, Dc, Hc)
+            after, z = _rows(Lc[1:]), _rows(Zc[:n])
+            grads["M"].addmm_(after.t(), z)
+            if gy is not None:
+                grads["N"].addmm_(gy.t(), z)
+            if layers:
+                last = _rows(Hc[-1])
+                grads["F"].addmm_(after.t(), last)
+                if gy is not None:
+                    grads["J"].addmm_(gy.t(), last)
+                grad_W[0].addmm_(_rows(Dc[0]).t(), z)
+            for k, d in enumerate(map(_rows, Dc[1:])):
+                grad_W[k + 1].addmm_(d.t(), _rows(Hc[k]))
+                grad_b[k].add_(d.sum(0))
+            if grad_u is not None:
+                out = torch.mm(after, M[:, nx:-1], out=_rows(grad_u[s : s + n]))
+                if gy is not None:
+                    out.addmm_(gy, N[:, nx:-1])
+                if layers:
+                    out.addmm_(_rows(Dc[0]), weights[0][:, nx:-1])
+        pairs = [g for pair in zip(grad_W[1:], grad_b, strict=True) for g in pair]
+        matrices = (grads.get(name) for name in "MNFJ")
+        return None, None, None, lam[0], grad_u, *matrices, *grad_W[:1], *pairs
 
-        after = rows(lam[1:]).t()
-        grad_G = [rows(deltas[0]).t() @ rows(X[:-1])] + [
-            rows(deltas[k]).t() @ rows(hidden[k - 1]) for k in range(1, depth)
-        ]
-        grad_g = [rows(deltas[k]).sum(0) for k in range(1, depth)]
-        return None, lam[0], deltas[0], lam[1:], after @ rows(X[:-1]), after @ rows(hidden[-1]), *grad_G, *grad_g
+
+def _pull_back(pull_back, A, W1x, F, weights, lam, D, H):
+    """Adjoint of `_advance`: `lam` and the last of `D` hold direct gradients, and all become total ones."""
+    lams, Ds, Hs = lam.unbind(0), [d.unbind(0) for d in D], [h.unbind(0) for h in H]
+    below = list(zip(reversed(Ds[:-1]), reversed(weights[1:]), reversed(Hs[:-1]), strict=True)) if D else []
+    mm = torch.mm
+    for t in range(len(lams) - 2, -1, -1):
+        now, after = lams[t], lams[t + 1]
+        now.addmm_(after, A)
+        if D:
+            delta = Ds[-1][t].addmm_(after, F)
+            pull_back(delta, Hs[-1][t])
+            for d, W, h in below:
+                delta = mm(delta, W, out=d[t])
+                pull_back(delta, h[t])
+            now.addmm_(delta, W1x)

@@ -5,8 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import estimators as est
+from estimators.networks.activations import ACTIVATIONS
 from estimators.networks.initialise import from_linear, long_memory
-from estimators.networks.rollout import Rollout
+from estimators.networks.rollout import Recursion, rollout
 from tests.tolerances import ROUNDING
 
 
@@ -35,7 +36,7 @@ def step_by_step(built, u, x0):
     return torch.stack(outputs, dim=1), x
 
 
-@pytest.mark.parametrize("activation", ["relu", "tanh"])
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
 @pytest.mark.parametrize("linear_output", [True, False])
 def test_rollout_equals_the_definition_in_values_and_every_gradient(activation, linear_output):
     built = network(activation=activation, linear_output=linear_output)
@@ -50,23 +51,51 @@ def test_rollout_equals_the_definition_in_values_and_every_gradient(activation, 
         assert (a - b).abs().max() <= ROUNDING * max(b.abs().max(), 1e-3)
 
 
-@pytest.mark.parametrize("activation", ["relu", "tanh"])
-def test_adjoint_passes_gradcheck(activation):
-    rng = torch.Generator().manual_seed(0)
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+@pytest.mark.parametrize("depth", [0, 1, 3])
+@pytest.mark.parametrize("output", [True, False])
+@pytest.mark.parametrize("checkpoint", [True, False])
+def test_adjoint_passes_gradcheck(activation, depth, output, checkpoint, monkeypatch):
+    monkeypatch.setattr("estimators.networks.rollout.ROWS", 4)  # several chunks, the last one shorter
+    rng = torch.Generator().manual_seed(depth)
 
     def make(*shape):
         return (0.5 * torch.randn(*shape, generator=rng, dtype=torch.float64)).requires_grad_()
 
-    args = make(2, 3), make(5, 2, 4), make(5, 2, 3), make(3, 3), make(3, 5), make(4, 3), make(5, 4), make(5)
-    assert torch.autograd.gradcheck(lambda *a: Rollout.apply(activation, *a), args)
+    widths, matrices = (4, 5, 3)[:depth], [make(3, 6), make(2, 6) if output else None]
+    matrices += [make(3, widths[-1]), make(2, widths[-1]) if output else None] if depth else [None, None]
+    layers = [make(4, 6)][:depth]
+    for k in range(1, depth):
+        layers += [make(widths[k], widths[k - 1]), make(widths[k])]
+    given = [make(2, 3), make(5, 2, 2), *matrices, *layers]
+    present = [i for i, a in enumerate(given) if a is not None]
+    for states in (True, False):
+
+        def run(*tensors, states=states):
+            full = [None] * len(given)
+            for i, a in zip(present, tensors, strict=True):
+                full[i] = a
+            system = Recursion(activation, *full[2:6], tuple(full[6:]))
+            x, y = rollout(system, *full[:2], states=states, checkpoint=checkpoint)
+            return x if y is None else (x, y)
+
+        assert torch.autograd.gradcheck(run, [given[i] for i in present])
+        with torch.no_grad():  # the pass that keeps nothing gives the same numbers
+            quick = run(*[given[i] for i in present])
+        kept = run(*[given[i] for i in present])
+        for a, b in zip(*((r if isinstance(r, tuple) else (r,)) for r in (quick, kept)), strict=True):
+            assert torch.equal(a, b)
 
 
-def test_second_derivatives_are_refused():
+def test_second_derivatives_are_refused_and_the_definition_has_them():
     built = network()
-    y, _ = built(torch.ones(1, 3, 2, dtype=torch.float64))
+    u = torch.ones(1, 3, 2, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match="differentiable once"):
+        torch.autograd.grad(built(u)[0].sum(), [built.X], create_graph=True)
+    y, _ = step_by_step(built, u, torch.zeros(1, 3, dtype=torch.float64))
     (first,) = torch.autograd.grad(y.sum(), [built.X], create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        first.sum().backward()
+    first.sum().backward()
+    assert bool(torch.isfinite(built.X.grad).all())
 
 
 @settings(deadline=None, max_examples=40)
@@ -134,8 +163,11 @@ def test_linear_start_is_the_given_observer():
     [
         ({"nstates": 0}, "nstates must be a positive integer"),
         ({"ninputs": 1.5}, "ninputs"),
-        ({"nfeedback": 0}, "nfeedback"),
-        ({"hidden": ()}, "hidden"),
+        ({"nfeedback": -1}, "nfeedback must be an integer of at least 0"),
+        ({"nfeedback": 0}, "hidden must be empty"),
+        ({"hidden": (4, 0)}, r"hidden\[1\] must be a positive integer"),
+        ({"lipschitz": 0.0}, "lipschitz must be positive"),
+        ({"identity_output": True}, "noutputs must equal nstates = 3"),
         ({"contraction_rate": 1.1}, r"contraction_rate must be in \(0, 1\]"),
         ({"activation": "gelu"}, "activation must be one of"),
     ],
@@ -145,9 +177,13 @@ def test_impossible_sizes_are_named(wrong, message):
         network(**wrong)
 
 
-@pytest.mark.parametrize("sizes", [{"nstates": 1}, {"noutputs": 1}, {"nfeedback": 1}, {"hidden": (1,)}, {"ninputs": 1}])
-def test_smallest_sizes_run_forward_and_backward(sizes):
-    built = network(**sizes)
+@pytest.mark.parametrize("sizes", [{"nstates": 1}, {"noutputs": 1}, {"nfeedback": 1}, {"hidden": (1,)}, {"ninputs": 1},
+    {"hidden": ()}, {"nfeedback": 0, "hidden": ()}])
+@pytest.mark.parametrize("kind", [{}, {"lipschitz": 2.0}, {"noutputs": 3, "identity_output": True}, {"linear_output": False}])
+def test_smallest_sizes_run_forward_and_backward(sizes, kind):
+    if "identity_output" in kind and sizes.keys() & {"nstates", "noutputs"}:
+        kind = kind | {"noutputs": 1, "nstates": 1}
+    built = network(**sizes | kind)
     y, x = built(torch.ones(1, 1, built.ninputs, dtype=torch.float64))
     (y.sum() + x.sum()).backward()
     for name, value in built.named_parameters():

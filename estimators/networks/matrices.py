@@ -1,0 +1,168 @@
+"""Explicit form of an R2DN: named matrices, the step as defined, and the collapsed form that runs fast."""
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+
+from estimators.networks.activations import ACTIVATIONS
+from estimators.networks.lipschitz import SandwichMatrices
+from estimators.networks.rollout import Recursion, rollout
+
+
+class R2DNMatrices(NamedTuple):
+    """Explicit form: v = C1 x + D12 u + bv, w = phi(v), x+ = A x + B1 w + B2 u + bx, y = C2 x + D21 w + D22 u + by.
+
+    Attributes
+    ----------
+    A, B1, B2, bx : torch.Tensor
+        (nx, nx), (nx, nv), (nx, nu), (nx,).
+    C1, D12, bv : torch.Tensor
+        (nv, nx), (nv, nu), (nv,).
+    C2, D21, D22, by : torch.Tensor
+        (ny, nx), (ny, nv), (ny, nu), (ny,).
+    network : tuple of SandwichMatrices
+        Layers of phi; empty where nv = 0.
+    metric : torch.Tensor or None
+        P, (nx, nx): distances contract in |.|_P at the rate.
+    contraction_rate : float
+        Alpha.
+    lipschitz : float or None
+        Bound gamma of the gain from u to y, or None where there is none.
+    activation : str
+        Of phi.
+    linear_output : bool
+        Whether the last layer of phi is linear.
+    identity_output : bool
+        Whether y = x by construction.
+    """
+
+    A: torch.Tensor
+    B1: torch.Tensor
+    B2: torch.Tensor
+    bx: torch.Tensor
+    C1: torch.Tensor
+    D12: torch.Tensor
+    bv: torch.Tensor
+    C2: torch.Tensor
+    D21: torch.Tensor
+    D22: torch.Tensor
+    by: torch.Tensor
+    network: tuple[SandwichMatrices, ...]
+    metric: torch.Tensor | None
+    contraction_rate: float
+    lipschitz: float | None
+    activation: str
+    linear_output: bool
+    identity_output: bool
+
+    def step(self, x: torch.Tensor, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """One step as defined: x (..., nx), u (..., nu) to the next state and the output y (..., ny)."""
+        h, sigma = x @ self.C1.mT + u @ self.D12.mT + self.bv, ACTIVATIONS[self.activation].function
+        for index, layer in enumerate(self.network):
+            if self.linear_output and index == len(self.network) - 1:
+                h = h @ layer.B.mT + layer.b
+            else:
+                h = sigma(h @ layer.inward.mT + layer.b) @ layer.outward.mT
+        following = x @ self.A.mT + h @ self.B1.mT + u @ self.B2.mT + self.bx
+        if self.identity_output:
+            return following, x
+        return following, x @ self.C2.mT + h @ self.D21.mT + u @ self.D22.mT + self.by
+
+    def collapse(self) -> "CollapsedR2DN":
+        """Multiply neighbouring factors into one matrix a layer (mathematics.md, 7)."""
+        M = torch.cat([self.A, self.B2, self.bx[:, None]], 1)
+        N = None if self.identity_output else torch.cat([self.C2, self.D22, self.by[:, None]], 1)
+        into = torch.cat([self.C1, self.D12, self.bv[:, None]], 1)
+        hidden, last = (self.network[:-1], self.network[-1:]) if self.linear_output else (self.network, ())
+        one = into.new_zeros(1, into.shape[1])
+        one[:, -1] = 1
+
+        def affine(weight, bias):  # W (into z) + b, as one matrix on z
+            return weight @ into + bias[:, None] * one
+
+        if not hidden:  # phi is affine, or absent, and so is the whole system
+            w = affine(last[0].B, last[0].b) if last else into
+            M, N = M + self.B1 @ w, None if N is None else N + self.D21 @ w
+            return CollapsedR2DN(Recursion(self.activation, M, N, None, None, ()))
+        layers = [affine(hidden[0].inward, hidden[0].b)]
+        for before, layer in pairwise(hidden):
+            layers += [layer.inward @ before.outward, layer.b]
+        F, J = self.B1, None if N is None else self.D21
+        if last:
+            shift = last[0].b[:, None] * one
+            M, N = M + F @ shift, None if N is None else N + J @ shift
+            F, J = F @ last[0].B, None if N is None else J @ last[0].B
+        F, J = F @ hidden[-1].outward, None if N is None else J @ hidden[-1].outward
+        return CollapsedR2DN(Recursion(self.activation, M, N, F, J, tuple(layers)))
+
+
+class CollapsedR2DN(NamedTuple):
+    """The same system with one matrix a layer; see :mod:`estimators.networks.rollout`.
+
+    Attributes
+    ----------
+    recursion : Recursion
+        Its matrices.
+    """
+
+    recursion: Recursion
+
+    def to(self, dtype: torch.dtype) -> "CollapsedR2DN":
+        """Round the matrices to another dtype."""
+        r = self.recursion
+
+        def cast(a):
+            return None if a is None else a.to(dtype)
+
+        layers = tuple(map(cast, r.layers))
+        return CollapsedR2DN(Recursion(r.activation, cast(r.M), cast(r.N), cast(r.F), cast(r.J), layers))
+
+    def step(self, x: torch.Tensor, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """One step: x (..., nx), u (..., nu) to the next state and the output y (..., ny); differentiable."""
+        r, sigma = self.recursion, ACTIVATIONS[self.recursion.activation].function
+        lead = torch.broadcast_shapes(x.shape[:-1], u.shape[:-1])
+        z = torch.cat([x.expand(*lead, -1), u.expand(*lead, -1), x.new_ones(*lead, 1)], -1)
+        following, y = z @ r.M.mT, x if r.N is None else z @ r.N.mT
+        if r.layers:
+            h = sigma(z @ r.layers[0].mT)
+            for weight, bias in zip(r.weights[1:], r.biases, strict=True):
+                h = sigma(h @ weight.mT + bias)
+            following, y = following + h @ r.F.mT, y if r.N is None else y + h @ r.J.mT
+        return following, y
+
+    def rollout(
+        self,
+        x0: torch.Tensor,
+        u: torch.Tensor,
+        shift: torch.Tensor | None = None,
+        *,
+        states: bool = True,
+        checkpoint: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Roll out time-first.
+
+        x0 (batch, nx), u (time, batch, nu) to states (time + 1, batch, nx), or the last one, and
+        outputs (time, batch, ny). `shift` (time, batch, nx) is added to the next state.
+        """
+        r = self.recursion
+        if shift is not None:  # so many more inputs, which act on the state only
+            r, u = _with_shift(r, u.shape[-1]), torch.cat([u, shift], -1)
+        x, y = rollout(r, x0, u, states=states or r.N is None, checkpoint=checkpoint)
+        if r.N is not None:
+            return x, y
+        return (x if states else x[-1]), x[:-1]
+
+
+def _with_shift(r: Recursion, nu: int) -> Recursion:
+    nx = len(r.M)
+    at, identity = nx + nu, torch.eye(nx, dtype=r.M.dtype, device=r.M.device)
+
+    def widened(a, block=None):
+        if a is None:
+            return None
+        block = a.new_zeros(len(a), nx) if block is None else block
+        return torch.cat([a[:, :at], block, a[:, at:]], 1)
+
+    layers = (widened(r.layers[0]), *r.layers[1:]) if r.layers else ()
+    return Recursion(r.activation, widened(r.M, identity), widened(r.N), r.F, r.J, layers)

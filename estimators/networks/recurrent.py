@@ -1,0 +1,113 @@
+"""What the recurrent networks share: sizes, sequences in and out, conversion."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def check_sizes(least: int = 1, **sizes) -> None:
+    """Raise a ValueError naming the first size that is not an integer of at least `least`."""
+    for name, value in sizes.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            what = "a positive integer" if least == 1 else f"an integer of at least {least}"
+            raise ValueError(f"{name} must be {what}, got {value!r}")
+
+
+def check_rate(rate) -> float:
+    """Validate a contraction rate."""
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate <= 1:
+        raise ValueError(f"contraction_rate must be in (0, 1], got {rate!r}")
+    return float(rate)
+
+
+def check_bound(bound) -> float | None:
+    """Validate a Lipschitz bound; None means there is none."""
+    if bound is None:
+        return None
+    if isinstance(bound, bool) or not isinstance(bound, int | float) or not 0 < bound < math.inf:
+        raise ValueError(f"lipschitz must be positive and finite, or None, got {bound!r}")
+    return float(bound)
+
+
+class Recurrent(nn.Module):
+    """Base of :class:`R2DN` and :class:`REN`: direct parameters that map to explicit matrices.
+
+    Parameters
+    ----------
+    ninputs, nstates, noutputs : int
+        Sizes.
+    identity_output : bool
+        The output is the state itself.
+    """
+
+    def __init__(self, ninputs: int, nstates: int, noutputs: int, identity_output: bool):
+        super().__init__()
+        check_sizes(ninputs=ninputs, nstates=nstates, noutputs=noutputs)
+        if identity_output and noutputs != nstates:
+            raise ValueError(f"noutputs must equal nstates = {nstates} where identity_output is set, got {noutputs}")
+        self.ninputs, self.nstates, self.noutputs = ninputs, nstates, noutputs
+        self.identity_output = identity_output
+
+    def _matrices(self, dtype: torch.dtype, metric: bool) -> Any:
+        raise NotImplementedError
+
+    def explicit(self, dtype: torch.dtype = torch.float64) -> Any:
+        """Map the free parameters to named matrices, differentiably.
+
+        Parameters
+        ----------
+        dtype : torch.dtype
+            Arithmetic of the map. A certificate needs float64, the default whatever the dtype of the
+            parameters: matrices formed in float32 can violate the inequality that the exact ones satisfy.
+
+        Returns
+        -------
+        R2DNMatrices or RENMatrices
+        """
+        return self._matrices(dtype, metric=True)
+
+    def _start(self, u, x0):
+        if u.ndim != 3 or u.shape[-1] != self.ninputs:
+            raise ValueError(f"u must have shape (batch, time, {self.ninputs}), got {tuple(u.shape)}")
+        if u.shape[1] == 0:
+            raise ValueError("u must have at least one time step, got none")
+        parameter = next(self.parameters())
+        if u.dtype != parameter.dtype:
+            raise TypeError(f"u must have the parameters' dtype {parameter.dtype}, got {u.dtype}")
+        if x0 is None:
+            return u.new_zeros(len(u), self.nstates)
+        if x0.shape != (len(u), self.nstates) or x0.dtype != u.dtype:
+            raise ValueError(
+                f"x0 must have shape {(len(u), self.nstates)} and dtype {u.dtype}, got {tuple(x0.shape)}, {x0.dtype}"
+            )
+        return x0
+
+    def forward(
+        self, u: torch.Tensor, x0: torch.Tensor | None = None, *, checkpoint: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run a batch of sequences.
+
+        Parameters
+        ----------
+        u : torch.Tensor
+            (batch, time, ninputs), of the parameters' dtype.
+        x0 : torch.Tensor, optional
+            (batch, nstates), default zero.
+        checkpoint : bool
+            Keep less for the backward pass, which then takes one more forward pass.
+
+        Returns
+        -------
+        y : torch.Tensor
+            (batch, time, noutputs).
+        x_last : torch.Tensor
+            (batch, nstates), the state after the last input.
+
+        Raises
+        ------
+        ValueError, TypeError
+            Shape or dtype of `u` or `x0`.
+        """
+        raise NotImplementedError
