@@ -12,7 +12,7 @@ from estimators.gaussian import (
     UnscentedKalmanFilter,
     steady_state,
 )
-from estimators.networks import R2DN, LipschitzNetwork, R2DNMatrices
+from estimators.networks import R2DN, REN, LipschitzNetwork, R2DNMatrices, RENMatrices
 from estimators.observer import ObserverState, R2DNObserver
 from estimators.plotting import plot_error_decay, plot_estimates, plot_training
 from estimators.run import run
@@ -22,6 +22,7 @@ load = R2DNObserver.load
 
 __all__ = [
     "R2DN",
+    "REN",
     "Certificate",
     "Estimate",
     "Estimator",
@@ -33,6 +34,7 @@ __all__ = [
     "ObserverState",
     "R2DNMatrices",
     "R2DNObserver",
+    "RENMatrices",
     "SteadyState",
     "TuneResult",
     "UnscentedKalmanFilter",

@@ -255,7 +255,9 @@ class R2DNObserver:
         z = self._first_frame(state, u[..., 0, :], y[..., 0, :]) + shift[..., 0, :]
         with torch.no_grad():
             following = torch.cat([time_first(shift)[1:], shift.new_zeros(1, lead.numel(), nx)])
-            _, out = state.matrices.rollout(z.expand(*lead, nx).reshape(lead.numel(), nx), time_first(v), following, states=False)
+            _, out = state.matrices.rollout(
+                z.expand(*lead, nx).reshape(lead.numel(), nx), time_first(v), following, states=False
+            )
         out = out.transpose(0, 1).reshape(*lead, steps, 2 * nx)
         predicted = torch.cat([state.predicted.expand(*lead, nx)[..., None, :], out[..., :-1, nx:]], dim=-2)
         return Estimate(self.coordinates.to_plant(predicted), self.coordinates.to_plant(out[..., :nx]))

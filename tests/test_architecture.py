@@ -42,6 +42,8 @@ ORDER = [
     "estimators.networks.matrices",
     "estimators.networks.recurrent",
     "estimators.networks.r2dn",
+    "estimators.networks.equilibrium",
+    "estimators.networks.ren",
     "estimators.networks.initialise",
     "estimators.networks",
     "estimators.coordinates",

@@ -1,4 +1,4 @@
-"""Contraction of an R2DN from the linear matrix inequality of mathematics.md, section 3."""
+"""Contraction and Lipschitz bound of an R2DN or REN from its linear matrix inequality (mathematics.md, 3-5)."""
 
 import numpy as np
 import xarray as xr
@@ -7,20 +7,25 @@ from estimators.certificates.result import Certificate
 from estimators.certificates.rigorous import SAFETY, norm_bound, positive_definite_margin, product
 from estimators.metrics import errors
 from estimators.networks.matrices import R2DNMatrices
+from estimators.networks.recurrent import Recurrent
+from estimators.networks.ren import RENMatrices
 from estimators.observer import R2DNObserver
 from plants.schema import to_tensors, validate
 
 
-def certify(subject: R2DNObserver | R2DNMatrices, dataset: xr.Dataset | None = None) -> Certificate:
-    """Check that an observer is contracting, for the parameters it runs with.
+def certify(
+    subject: R2DNObserver | Recurrent | R2DNMatrices | RENMatrices, dataset: xr.Dataset | None = None
+) -> Certificate:
+    """Check that an observer or a recurrent network is contracting, and keeps its Lipschitz bound if it has one.
 
-    With P the designed metric, alpha the rate and ell the Lipschitz bound of the network as stored,
+    With z = (x, w, u) the signals, P the designed metric and alpha the rate, the inequality is
 
-        [alpha^2 P - A'PA - ell^2 C1'C1    -A'P B1   ]
-        [-B1'PA                            I - B1'P B1]  > 0  and  P > 0
+        alpha^2 x'Px - x+'P x+  - (what the network's slopes allow)  [+ supply]  > 0  for z != 0,  and P > 0.
 
-    imply |z_t - z'_t|_P <= alpha^t |z_0 - z'_0|_P for any two runs on the same inputs and
-    measurements. The matrices are the float64 ones the observer steps with; the rounding of the
+    For an R2DN the slopes give ell^2 v'v - w'w >= 0 with ell the Lipschitz bound of the network as stored, for a
+    REN 2 w' Lambda (v - w) >= 0. Without supply it implies |x_t - x'_t|_P <= alpha^t |x_0 - x'_0|_P for
+    any two runs on the same inputs and measurements; the supply gamma |u|^2 - |y|^2 / gamma adds the bound gamma
+    on the gain from u to y. The matrices are the float64 ones the observer steps with; the rounding of the
     check is bounded, that of the observer's own arithmetic is not part of the claim. The smallest
     rate that this P allows is found and proved too, and is the certificate's bound.
 
@@ -29,8 +34,8 @@ def certify(subject: R2DNObserver | R2DNMatrices, dataset: xr.Dataset | None = N
 
     Parameters
     ----------
-    subject : R2DNObserver or R2DNMatrices
-        A trained observer, or explicit matrices with their metric and rate.
+    subject : R2DNObserver, R2DN, REN, R2DNMatrices or RENMatrices
+        A trained observer, a network, or explicit matrices with their metric and rate.
     dataset : xarray.Dataset, optional
         Trajectories with true states, for the correctness residual; an observer only.
 
@@ -43,38 +48,49 @@ def certify(subject: R2DNObserver | R2DNMatrices, dataset: xr.Dataset | None = N
     Raises
     ------
     TypeError
-        Something else than an observer or explicit matrices.
+        Something else than an observer, a network or explicit matrices.
     ValueError
         Matrices that are not finite, or an observer without data.
     """
+    scale = 1.0
     if isinstance(subject, R2DNObserver):
         matrices, scale = subject.explicit(), subject.coordinates.state_scale.numpy()
-    elif isinstance(subject, R2DNMatrices):
-        matrices, scale = subject, np.ones(len(subject.A))
+    elif isinstance(subject, Recurrent):
+        matrices = subject.explicit()
+    elif isinstance(subject, R2DNMatrices | RENMatrices):
+        matrices = subject
     else:
-        raise TypeError(f"certify takes an R2DNObserver or R2DNMatrices, got {type(subject).__name__}")
-    A, B1, C1, P = (getattr(matrices, name).detach().cpu().double().numpy() for name in ("A", "B1", "C1", "metric"))
-    if not all(np.isfinite(m).all() for m in (A, B1, C1, P)):
-        raise ValueError("the observer's matrices hold values that are not finite")
-    P = np.tril(P) + np.tril(P, -1).T
-    ell = network_bound(matrices)
-    designed = matrices.contraction_rate
-    evidence = {"designed rate": designed, "network Lipschitz bound": ell}
-    value, error = _inequality(A, B1, C1, P, ell, designed)
+        raise TypeError(
+            f"certify takes an R2DNObserver, R2DN, REN, R2DNMatrices or RENMatrices, got {type(subject).__name__}"
+        )
+    designed, evidence = matrices.contraction_rate, {"designed rate": matrices.contraction_rate}
+    claim = f"contraction LMI at rate {designed:g} in the designed metric"
+    P, following, rest, error = _inequality(matrices, evidence)
+    nx = len(P)
+    if "Lipschitz bound" in evidence:
+        claim = f"contraction at rate {designed:g} and Lipschitz bound {evidence['Lipschitz bound']:g}, designed metric"
+
+    def at(rate):
+        value = rest - following
+        value[:nx, :nx] += rate * rate * P
+        size = np.abs(rest) + np.abs(following)
+        size[:nx, :nx] += rate * rate * np.abs(P)
+        return value, SAFETY * (error + 8 * np.finfo(float).eps * size)
+
+    value, uncertain = at(designed)
     metric_margin = positive_definite_margin(P, np.zeros_like(P))
-    margin = positive_definite_margin(value, error) if metric_margin > 0 else -1.0
+    margin = positive_definite_margin(value, uncertain) if metric_margin > 0 else -1.0
     bound, verdict = designed, "proved"
     if margin > 0:
-        for rate in _smallest_rates(A, B1, C1, P, ell, designed):
-            tight = positive_definite_margin(*_inequality(A, B1, C1, P, ell, rate))
-            if tight > 0:
+        for rate in _smallest_rates(P, rest - following, designed):
+            if positive_definite_margin(*at(rate)) > 0:
                 bound = rate
                 break
     else:
         unit = np.sqrt(np.maximum(np.abs(np.diag(value)), np.finfo(float).tiny))
         values, vectors = np.linalg.eigh(value / np.outer(unit, unit))
         margin = float(values[0])
-        certain = SAFETY * norm_bound(error / np.outer(unit, unit)) + 1e-13 * len(unit)
+        certain = SAFETY * norm_bound(uncertain / np.outer(unit, unit)) + 1e-13 * len(unit)
         verdict = (
             "refuted" if margin < -certain or np.linalg.eigvalsh(P)[0] < -1e-12 * np.abs(P).max() else "inconclusive"
         )
@@ -83,38 +99,84 @@ def certify(subject: R2DNObserver | R2DNMatrices, dataset: xr.Dataset | None = N
     if dataset is not None and isinstance(subject, R2DNObserver):
         evidence["correctness residual (RMS per state)"] = correctness_residual(subject, dataset)
     return Certificate(
-        f"contraction LMI at rate {designed:g} in the designed metric",
-        verdict,
-        float(bound),
-        float(margin),
-        P / np.outer(scale, scale),
-        evidence=evidence,
+        claim, verdict, float(bound), float(margin), P / (scale * np.reshape(scale, (-1, 1))), evidence=evidence
     )
 
 
-def _inequality(A, B1, C1, P, ell, rate):
-    """Float value of the matrix that has to be positive definite, and a bound on its error."""
-    terms = {
-        "APA": product(A.T, P, A),
-        "CC": product(ell * C1.T, ell * C1),
-        "APB": product(A.T, P, B1),
-        "BPB": product(B1.T, P, B1),
-    }
-    (apa, e1), (cc, e2), (apb, e3), (bpb, e4) = terms.values()
-    scaled = rate * rate * P
-    identity = np.eye(B1.shape[1])
-    value = np.block([[scaled - apa - cc, -apb], [-apb.T, identity - bpb]])
-    error = np.block([[e1 + e2, e3], [e3.T, e4]])
-    # the sums, the scaling by rate^2 and ell C1 round a few times more
-    size = np.block([[np.abs(scaled) + np.abs(apa) + np.abs(cc), np.abs(apb)], [np.abs(apb.T), identity + np.abs(bpb)]])
-    return value, SAFETY * (error + 8 * np.finfo(float).eps * size)
+def _array(tensor):
+    return tensor.detach().cpu().double().numpy()
 
 
-def _smallest_rates(A, B1, C1, P, ell, designed):
+def _inequality(matrices, evidence):
+    """Parts of the matrix that has to be positive definite: P, [A B]'P[A B], the rest, and a bound on their error.
+
+    Signals are (x, w), and u where there is a supply rate.
+    """
+    names = ("A", "B1", "B2", "C1", "D12", "C2", "D21", "D22", "metric")
+    A, B1, B2, C1, D12, C2, D21, D22, P = (_array(getattr(matrices, name)) for name in names)
+    is_ren = isinstance(matrices, RENMatrices)
+    D11 = _array(matrices.D11) if is_ren else np.zeros((len(C1), len(C1)))
+    if not all(np.isfinite(m).all() for m in (A, B1, B2, C1, D11, D12, C2, D21, D22, P)):
+        raise ValueError("the matrices hold values that are not finite")
+    nx, nv, nu = len(A), len(C1), B2.shape[1]
+    supply = _supply(matrices, evidence)
+    into, v, y = np.hstack([A, B1, B2]), np.hstack([C1, D11, D12]), np.hstack([C2, D21, D22])
+    if supply is None:
+        into, v, nu = into[:, : nx + nv], v[:, : nx + nv], 0
+    P = np.tril(P) + np.tril(P, -1).T
+    following, error = product(into.T, P, into)
+    rest, w = np.zeros_like(following), slice(nx, nx + nv)
+    parts = []
+    if is_ren:
+        cross = _array(matrices.multiplier)[:, None] * (np.eye(nv, nx + nv + nu, nx) - v)
+        whole = np.zeros_like(rest)
+        whole[w] = cross
+        parts.append((whole + whole.T, 4 * np.finfo(float).eps * (np.abs(whole) + np.abs(whole.T))))
+    else:
+        ell = network_bound(matrices)
+        evidence["network Lipschitz bound"] = ell
+        gain, more = product(ell * v.T, ell * v)
+        whole = -gain
+        whole[w, w] += np.eye(nv)
+        parts.append((whole, more + 8 * np.finfo(float).eps * (np.abs(gain) + np.abs(whole))))
+    if supply is not None:
+        Q, S, R = supply
+        whole, more = product(y.T, Q, y)
+        low = np.zeros_like(rest)
+        low[nx + nv :], less = product(S, y)
+        lower = np.zeros_like(rest)
+        lower[nx + nv :] = less
+        block = np.zeros_like(rest)
+        block[nx + nv :, nx + nv :] = R
+        size = np.abs(whole) + np.abs(low) + np.abs(low.T) + np.abs(block)
+        parts.append((whole + low + low.T + block, more + lower + lower.T + 8 * np.finfo(float).eps * size))
+    for value, more in parts:
+        rest, error = rest + value, error + more + 2 * np.finfo(float).eps * (np.abs(rest) + np.abs(value))
+    return P, following, rest, error
+
+
+def _supply(matrices, evidence):
+    """Q, S, R in floats, or None; a Lipschitz bound is Q = -I/gamma, S = 0, R = gamma I."""
+    if isinstance(matrices, RENMatrices):
+        if matrices.supply is None:
+            return None
+        Q, S, R = map(_array, matrices.supply)
+        gamma = float(R[0, 0])
+        if np.array_equal(R, gamma * np.eye(len(R))) and not S.any() and np.array_equal(Q, -np.eye(len(Q)) / gamma):
+            evidence["Lipschitz bound"] = gamma
+        return Q, S, R
+    if matrices.lipschitz is None:
+        return None
+    gamma, nu, ny = matrices.lipschitz, matrices.B2.shape[1], len(matrices.C2)
+    evidence["Lipschitz bound"] = gamma
+    return -np.eye(ny) / gamma, np.zeros((nu, ny)), gamma * np.eye(nu)
+
+
+def _smallest_rates(P, without, designed):
     """Candidates for the smallest rate in the metric P, best first; a Schur complement and one eigenvalue problem."""
-    inner = np.eye(B1.shape[1]) - B1.T @ P @ B1
-    apb = A.T @ P @ B1
-    needed = A.T @ P @ A + ell**2 * C1.T @ C1 + apb @ np.linalg.solve(inner, apb.T)
+    nx = len(P)
+    inner, cross = without[nx:, nx:], without[:nx, nx:]
+    needed = cross @ np.linalg.solve(inner, cross.T) - without[:nx, :nx]
     root = np.linalg.cholesky(P)
     whitened = np.linalg.solve(root, np.linalg.solve(root, needed).T)
     smallest = np.sqrt(max(np.linalg.eigvalsh((whitened + whitened.T) / 2)[-1], 0.0))

@@ -50,6 +50,12 @@ def frobenius_norm(matrix: torch.Tensor) -> torch.Tensor:
     return torch.sqrt(matrix.square().sum() + EPS)
 
 
+def gram(X: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+    """Positive definite p^2 X'X / |X|^2 + EPS I, the free part of H ('polar' form)."""
+    identity = torch.eye(X.shape[1], dtype=X.dtype, device=X.device)
+    return p**2 * (X.mT @ X) / frobenius_norm(X) ** 2 + EPS * identity
+
+
 class Sandwich(nn.Module):
     """Free parameters of one 1-Lipschitz layer.
 

@@ -6,9 +6,13 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from estimators.networks.lipschitz import EPS, LipschitzNetwork, frobenius_norm
+from estimators.networks.lipschitz import LipschitzNetwork, frobenius_norm, gram
 from estimators.networks.matrices import CollapsedR2DN, R2DNMatrices
 from estimators.networks.recurrent import Recurrent, check_bound, check_rate, check_sizes
+
+
+SHRINK = 1 - 2.0**-10
+"""Norm that the scaled feedthrough stays below: at 1 the inequality would be singular."""
 
 
 def contraction(free: torch.Tensor) -> torch.Tensor:
@@ -125,8 +129,7 @@ class R2DN(Recurrent):
             by = X.new_zeros(ny)
         else:
             C2, D21, D22, by = par["C2"], par["D21"], par["D22"], par["by"]
-        H = par["p"] ** 2 * (X.mT @ X) / frobenius_norm(X) ** 2
-        H = H + EPS * torch.eye(2 * nx, dtype=dtype, device=X.device)
+        H = gram(X, par["p"])
         if self.lipschitz is None:
             D12, B, H = par["D12"], B1, H + torch.block_diag(C1.mT @ C1, B1 @ B1.mT)
         else:  # everything in scaled signals until the end
@@ -172,13 +175,14 @@ class R2DN(Recurrent):
         D12 = torch.linalg.solve_triangular(R, par["D12"], upper=True, left=False)
         if self.identity_output:
             ny = self.nstates
-            return D12, D12.new_zeros(ny, self.nfeedback), D12.new_zeros(ny, self.ninputs)
+            return SHRINK * D12, D12.new_zeros(ny, self.nfeedback), D12.new_zeros(ny, self.ninputs)
         # the same for rows: I - D21 D21' = (L' L)^-1
         Lt = _factor(par["D21"].mT)
         D21 = torch.linalg.solve_triangular(Lt.mT, par["D21"], upper=False)
         K = contraction(par["D22"])
         inner = torch.linalg.solve_triangular(Lt.mT, K, upper=False)
-        return D12, D21, torch.linalg.solve_triangular(R, inner, upper=True, left=False)
+        D22 = torch.linalg.solve_triangular(R, inner, upper=True, left=False)
+        return SHRINK * D12, SHRINK * D21, SHRINK * D22
 
     def _coupling(self, B, C, D12, D21, D22):
         """N M^-1 N' of mathematics.md, 4, through the Schur complement S = I - D D' of M."""

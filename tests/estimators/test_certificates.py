@@ -173,7 +173,7 @@ def test_product_bound_covers_the_exact_error():
 
 
 def test_bad_input():
-    with pytest.raises(TypeError, match="R2DNObserver or R2DNMatrices"):
+    with pytest.raises(TypeError, match="certify takes an R2DNObserver"):
         est.certify("observer")
     good = random_matrices(0)
     with pytest.raises(ValueError, match="not finite"):

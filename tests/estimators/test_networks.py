@@ -177,9 +177,21 @@ def test_impossible_sizes_are_named(wrong, message):
         network(**wrong)
 
 
-@pytest.mark.parametrize("sizes", [{"nstates": 1}, {"noutputs": 1}, {"nfeedback": 1}, {"hidden": (1,)}, {"ninputs": 1},
-    {"hidden": ()}, {"nfeedback": 0, "hidden": ()}])
-@pytest.mark.parametrize("kind", [{}, {"lipschitz": 2.0}, {"noutputs": 3, "identity_output": True}, {"linear_output": False}])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"nstates": 1},
+        {"noutputs": 1},
+        {"nfeedback": 1},
+        {"hidden": (1,)},
+        {"ninputs": 1},
+        {"hidden": ()},
+        {"nfeedback": 0, "hidden": ()},
+    ],
+)
+@pytest.mark.parametrize(
+    "kind", [{}, {"lipschitz": 2.0}, {"noutputs": 3, "identity_output": True}, {"linear_output": False}]
+)
 def test_smallest_sizes_run_forward_and_backward(sizes, kind):
     if "identity_output" in kind and sizes.keys() & {"nstates", "noutputs"}:
         kind = kind | {"noutputs": 1, "nstates": 1}
