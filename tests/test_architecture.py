@@ -40,6 +40,7 @@ ORDER = [
     "estimators.networks.lipschitz",
     "estimators.networks.rollout",
     "estimators.networks.matrices",
+    "estimators.networks.streaming",
     "estimators.networks.recurrent",
     "estimators.networks.r2dn",
     "estimators.networks.equilibrium",

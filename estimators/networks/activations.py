@@ -1,6 +1,7 @@
 """Monotone activations with slope in [0, 1]: the only ones for which sandwich layers keep their bound."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -24,19 +25,25 @@ class Activation(NamedTuple):
         ``pull_back(grad, h)`` multiplies `grad` in place by the slope where the output is `h`.
     slope : callable
         Slope where the output is `h`, a new tensor.
-    numpy : callable
-        Overwrites a NumPy array.
+    on : callable
+        ``on(h)`` is a function without arguments that overwrites the NumPy array `h`: bound once, called often.
     """
 
     function: Callable
     in_place: Callable
     pull_back: Callable
     slope: Callable
-    numpy: Callable
+    on: Callable
 
 
 def _elu(h):
     np.copyto(h, np.expm1(h), where=h < 0)
+
+
+def _relu(h):
+    return partial(
+        np.maximum, h, np.zeros_like(h), out=h
+    )  # an array of zeros: converting a Python 0 costs as much again
 
 
 _aten = torch.ops.aten
@@ -46,42 +53,42 @@ ACTIVATIONS = {
         torch.relu_,
         lambda grad, h: _aten.threshold_backward.grad_input(grad, h, 0, grad_input=grad),
         lambda h: (h > 0).to(h.dtype),
-        lambda h: np.maximum(h, 0, out=h),
+        _relu,
     ),
     "leaky_relu": Activation(
         lambda v: functional.leaky_relu(v, _LEAK),
         lambda v: functional.leaky_relu_(v, _LEAK),
         lambda grad, h: _aten.leaky_relu_backward.grad_input(grad, h, _LEAK, True, grad_input=grad),
         lambda h: torch.where(h > 0, 1.0, _LEAK).to(h.dtype),
-        lambda h: np.maximum(h, _LEAK * h, out=h),
+        lambda h: lambda: np.maximum(h, _LEAK * h, out=h),
     ),
     "elu": Activation(
         functional.elu,
         lambda v: functional.elu_(v),
         lambda grad, h: _aten.elu_backward.grad_input(grad, 1, 1, 1, True, h, grad_input=grad),
         lambda h: 1 + torch.clamp(h, max=0),
-        _elu,
+        lambda h: partial(_elu, h),
     ),
     "tanh": Activation(
         torch.tanh,
         torch.tanh_,
         lambda grad, h: _aten.tanh_backward.grad_input(grad, h, grad_input=grad),
         lambda h: 1 - h * h,
-        lambda h: np.tanh(h, out=h),
+        lambda h: partial(np.tanh, h, out=h),
     ),
     "sigmoid": Activation(
         torch.sigmoid,
         torch.sigmoid_,
         lambda grad, h: _aten.sigmoid_backward.grad_input(grad, h, grad_input=grad),
         lambda h: h * (1 - h),
-        lambda h: scipy.special.expit(h, out=h),
+        lambda h: partial(scipy.special.expit, h, out=h),
     ),
     "softplus": Activation(
         functional.softplus,
         lambda v: _aten.softplus.out(v, out=v),
         lambda grad, h: grad.mul_(-torch.expm1(-h)),
         lambda h: -torch.expm1(-h),
-        lambda h: np.logaddexp(h, 0, out=h),
+        lambda h: partial(np.logaddexp, h, np.zeros_like(h), out=h),
     ),
 }
 

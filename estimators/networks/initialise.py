@@ -1,30 +1,109 @@
-"""Starting points of an R2DN other than random: long memory, and a given linear observer."""
+"""Starting points other than random: long memory, a given linear observer, any contracting explicit model."""
 
 import numpy as np
 import scipy.linalg
 import torch
 
-from estimators.networks.lipschitz import EPS, frobenius_norm
-from estimators.networks.r2dn import R2DN
+from estimators.networks.lipschitz import EPS, Sandwich, SandwichMatrices, frobenius_norm
+from estimators.networks.matrices import R2DNMatrices
+from estimators.networks.r2dn import R2DN, SHRINK
+from estimators.networks.ren import REN
 
 FEEDBACK_SHARE = 0.3
 """Share of the metric that a linear start leaves to the network's input weight C1."""
 
 
-def long_memory(network: R2DN, generator: torch.Generator | None = None) -> None:
+def long_memory(network: R2DN | REN, generator: torch.Generator | None = None) -> None:
     """Set the parameters, in place, to the published long-memory start (mathematics.md, 3).
 
     A is near the identity, and there is no feedback.
+
+    Parameters
+    ----------
+    network : R2DN or REN
+        Contracting, without a Lipschitz bound or supply rate.
+    generator : torch.Generator, optional
+        Of the random part.
+
+    Raises
+    ------
+    ValueError
+        The network has a Lipschitz bound or a supply rate, for which the start is not defined.
     """
-    nx = network.nstates
-    A = torch.eye(nx, dtype=torch.float64) - torch.diag(0.05 * torch.rand(nx, generator=generator, dtype=torch.float64))
-    identity = torch.eye(nx, dtype=torch.float64)
-    H = torch.cat([torch.cat([identity, A.mT], 1), torch.cat([A, identity], 1)])
+    _only_contracting(network, "long_memory")
+    nx, double = network.nstates, torch.float64
+    A = torch.eye(nx, dtype=double) - torch.diag(0.05 * torch.rand(nx, generator=generator, dtype=double))
+    identity = torch.eye(nx, dtype=double)
     with torch.no_grad():
-        network.B1.zero_()
-        network.C1.zero_()
-        network.Y.copy_(identity)
+        if isinstance(network, REN):
+            nv = network.nfeedback
+            D11 = torch.tril(torch.randn(nv, nv, generator=generator, dtype=double) / max(nv, 1) ** 0.5, -1)
+            smallest = float(torch.linalg.eigvalsh(D11 + D11.mT)[-1]) / 2 if nv else 0.0
+            W = 2 * (smallest + 1e-4) * torch.eye(nv, dtype=double) - D11 - D11.mT
+            H = torch.block_diag(identity, W, identity)
+            H[-nx:, :nx], H[:nx, -nx:] = A, A.mT
+            network.Y1.copy_(identity)
+        else:
+            network.B1.zero_()
+            network.C1.zero_()
+            network.Y.copy_(identity)
+            H = torch.cat([torch.cat([identity, A.mT], 1), torch.cat([A, identity], 1)])
         _set_X(network, H)
+
+
+def from_explicit(network: R2DN, matrices: R2DNMatrices) -> None:
+    """Set the parameters, in place, so that `network` is a given explicit model; the inverse of ``explicit``.
+
+    Parameters
+    ----------
+    network : R2DN
+        Of the same sizes, activation and kind of output.
+    matrices : R2DNMatrices
+        Their `metric` must satisfy the inequality of the network's contraction rate and Lipschitz bound, whichever the
+        matrices were designed for.
+
+    Raises
+    ------
+    ValueError
+        Sizes or kinds differ, there is no metric, or the inequality fails.
+    """
+    for name in ("activation", "linear_output", "identity_output"):
+        if getattr(network, name) != getattr(matrices, name):
+            raise ValueError(f"{name} is {getattr(network, name)!r} here and {getattr(matrices, name)!r} in matrices")
+    own = network.explicit()
+    shapes = [[tuple(t.shape) for t in m[:11]] + [tuple(layer.B.shape) for layer in m.network] for m in (own, matrices)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"matrices have shapes {shapes[1]}, the network needs {shapes[0]}")
+    if matrices.metric is None:
+        raise ValueError("matrices have no metric, from which the parameters are formed")
+    m = R2DNMatrices(*(t.detach().double() if isinstance(t, torch.Tensor) else t for t in matrices))
+    Q, square = m.metric, network.contraction_rate**2
+    values = {name: getattr(m, name) for name in ("bx", "C1", "D12", "bv", "C2", "D21", "D22", "by", "B2")}
+    B, extra = square * Q @ m.B1, None
+    values["B1"] = B
+    with torch.no_grad():
+        if network.lipschitz is not None:
+            g = network.lipschitz
+            D12, D21, D22 = m.D12 / g**0.5, m.D21 / g**0.5, m.D22 / g
+            values["B2"] = square * Q @ m.B2 / g**0.5
+            C = torch.cat([m.C1, m.C2 / g**0.5])
+            if not network.identity_output:
+                values["C2"] = C[len(m.C1) :]
+            try:
+                values |= _free_feedthrough(D12 / SHRINK, D21 / SHRINK, D22 / SHRINK)
+                extra = network._coupling(torch.cat([B, values["B2"]], 1), C, D12, D21, D22)
+            except torch.linalg.LinAlgError as error:
+                raise ValueError(f"the feedthrough of matrices exceeds the network's Lipschitz bound {g:g}") from error
+        H = torch.cat(
+            [torch.cat([square * Q, square * m.A.mT @ Q], 1), torch.cat([square * Q @ m.A, square**2 * Q], 1)]
+        )
+        for name, value in values.items():
+            if hasattr(network, name):
+                getattr(network, name).copy_(value)
+        network.Y.zero_()
+        _set_X(network, H, extra)
+        for layer, given in zip(network.network.layers, m.network, strict=True):
+            _set_layer(layer, given)
 
 
 def from_linear(network: R2DN, A: np.ndarray, B2: np.ndarray, bx: np.ndarray) -> None:
@@ -45,8 +124,9 @@ def from_linear(network: R2DN, A: np.ndarray, B2: np.ndarray, bx: np.ndarray) ->
     Raises
     ------
     ValueError
-        A does not contract at the network's rate.
+        A does not contract at the network's rate, or the network has a Lipschitz bound.
     """
+    _only_contracting(network, "from_linear")
     alpha = network.contraction_rate
     radius = np.abs(np.linalg.eigvals(A)).max()
     if radius >= alpha:
@@ -61,18 +141,56 @@ def from_linear(network: R2DN, A: np.ndarray, B2: np.ndarray, bx: np.ndarray) ->
     with torch.no_grad():
         network.B1.zero_()
         network.Y.zero_()
-        network.C1.div_(torch.linalg.matrix_norm(network.C1, 2))
+        if network.nfeedback:
+            network.C1.div_(torch.linalg.matrix_norm(network.C1, 2))
         network.B2.copy_(torch.from_numpy(B2))
         network.bx.copy_(torch.from_numpy(bx))
         _set_X(network, H)
 
 
-def _set_X(network: R2DN, H: torch.Tensor) -> None:
-    """Choose X and p so that the parameterisation gives H."""
-    nx = network.nstates
-    C1 = network.C1.detach().double()
-    H = H - EPS * torch.eye(2 * nx, dtype=torch.float64)
-    H[:nx, :nx] -= C1.mT @ C1
-    X = torch.linalg.cholesky(H).mT
-    network.X.copy_(X)
-    network.p.copy_(frobenius_norm(X).reshape(1))
+def _only_contracting(network, what):
+    if network.lipschitz is not None or getattr(network, "dissipative", False):
+        raise ValueError(f"{what} is a start of contracting networks: this one has a Lipschitz bound or supply rate")
+
+
+def _set_X(network: R2DN | REN, H: torch.Tensor, extra: torch.Tensor | None = None) -> None:
+    """Choose X and p so that the parameterisation gives H; `extra` is what else it adds to the free part."""
+    if extra is None and isinstance(network, R2DN):
+        C1, B1 = network.C1.detach().double(), network.B1.detach().double()
+        extra = torch.block_diag(C1.mT @ C1, B1 @ B1.mT)
+    H = H - EPS * torch.eye(len(H), dtype=torch.float64) - (0 if extra is None else extra)
+    factor, info = torch.linalg.cholesky_ex((H + H.mT) / 2)
+    if int(info):
+        raise ValueError("the contraction inequality does not hold in the given metric at the network's rate and bound")
+    network.X.copy_(factor.mT)
+    network.p.copy_(frobenius_norm(factor).reshape(1))
+
+
+def _free_feedthrough(D12, D21, D22):
+    """Parameters D12, D21, D22 of a feedthrough in scaled signals: the inverse of ``R2DN._feedthrough``."""
+
+    def upper(gram):  # T with T'T = I - gram
+        return torch.linalg.cholesky(torch.eye(len(gram), dtype=gram.dtype) - gram).mT
+
+    def free(D):  # W with D = W R^-1, R = T^-1
+        return torch.linalg.solve_triangular(upper(D.mT @ D), D, upper=True, left=False)
+
+    right, left = upper(D12.mT @ D12), upper(D21 @ D21.mT).mT
+    K = torch.linalg.solve_triangular(
+        right, torch.linalg.solve_triangular(left, D22, upper=False), upper=True, left=False
+    )
+    return {"D12": free(D12), "D21": free(D21.mT).mT, "D22": free(K)}
+
+
+def _set_layer(layer: Sandwich, given: SandwichMatrices) -> None:
+    """Invert the Cayley transform."""
+    identity = torch.eye(len(given.b), dtype=torch.float64)
+    plus = 2 * torch.linalg.inv(identity + given.A_T.detach().double())
+    V = -given.B.detach().double().mT @ plus / 2
+    Z = plus - identity
+    W = torch.cat([(Z - V.mT @ V) / 2, V])
+    layer.XY.copy_(W)
+    layer.a.copy_(frobenius_norm(W).reshape(1))
+    layer.b.copy_(given.b)
+    if layer.d is not None:
+        layer.d.copy_(torch.log(given.psi))

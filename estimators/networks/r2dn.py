@@ -1,7 +1,7 @@
 """Contracting and Lipschitz-bounded R2DN: an LTI system in feedback with a 1-Lipschitz network (arXiv 2504.01250)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -9,7 +9,7 @@ from torch import nn
 from estimators.networks.lipschitz import LipschitzNetwork, frobenius_norm, gram
 from estimators.networks.matrices import CollapsedR2DN, R2DNMatrices
 from estimators.networks.recurrent import Recurrent, check_bound, check_rate, check_sizes
-
+from estimators.networks.streaming import Stream
 
 SHRINK = 1 - 2.0**-10
 """Norm that the scaled feedthrough stays below: at 1 the inequality would be singular."""
@@ -196,6 +196,11 @@ class R2DN(Recurrent):
     def collapsed(self) -> CollapsedR2DN:
         """Matrices of a fast rollout, in the dtype of the parameters; differentiable."""
         return self._matrices(self.X.dtype, metric=False).collapse()
+
+    def streaming(self) -> Callable:
+        """Step function of NumPy arrays; see :meth:`Recurrent.streaming`."""
+        with torch.no_grad():
+            return Stream(self._matrices(torch.float64, metric=False).collapse().recursion).step
 
     def forward(
         self, u: torch.Tensor, x0: torch.Tensor | None = None, *, checkpoint: bool = False

@@ -1,8 +1,10 @@
 """What the recurrent networks share: sizes, sequences in and out, conversion."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
+import control
 import torch
 from torch import nn
 
@@ -67,6 +69,40 @@ class Recurrent(nn.Module):
         R2DNMatrices or RENMatrices
         """
         return self._matrices(dtype, metric=True)
+
+    def streaming(self) -> Callable:
+        """Step function ``(x, u) -> (x_next, y)`` of NumPy arrays, for one trajectory in a control loop.
+
+        The parameters are mapped once, now, in float64. It works in buffers of its own: take one for
+        each thread.
+        """
+        raise NotImplementedError
+
+    def to_control(self, dt: float | bool = True, name: str | None = None) -> control.NonlinearIOSystem:
+        """Wrap the network, with its parameters as they are now, as a discrete python-control system.
+
+        Parameters
+        ----------
+        dt : float or bool
+            Sample time; True: unspecified.
+        name : str, optional
+            Of the system.
+
+        Returns
+        -------
+        control.NonlinearIOSystem
+            States x[i], inputs u[i], outputs y[i].
+        """
+        step = self.streaming()
+        return control.nlsys(
+            lambda t, x, u, params: step(x, u)[0],
+            lambda t, x, u, params: step(x, u)[1],
+            states=self.nstates,
+            inputs=self.ninputs,
+            outputs=self.noutputs,
+            dt=dt,
+            name=name,
+        )
 
     def _start(self, u, x0):
         if u.ndim != 3 or u.shape[-1] != self.ninputs:

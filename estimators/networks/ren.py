@@ -1,6 +1,7 @@
 """Recurrent equilibrium network (Revay, Wang and Manchester, IEEE TAC 2023): the R2DN's predecessor and yardstick."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -266,6 +267,17 @@ class REN(Recurrent):
         inverse = torch.linalg.solve_triangular(L_R, half, upper=True)
         D22 = -torch.linalg.solve(Q, S.mT) + torch.linalg.solve_triangular(L_Q, N @ L_R, upper=True)
         return D22, inverse
+
+    def streaming(self) -> Callable:
+        """Step function of NumPy arrays; see :meth:`Recurrent.streaming`."""
+        with torch.no_grad():
+            matrices = self._matrices(torch.float64, metric=False)
+
+        def step(x, u):
+            following, y = matrices.step(torch.as_tensor(x), torch.as_tensor(u))
+            return following.numpy(), y.numpy()
+
+        return step
 
     def forward(
         self, u: torch.Tensor, x0: torch.Tensor | None = None, *, checkpoint: bool = False

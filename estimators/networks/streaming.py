@@ -1,0 +1,68 @@
+"""One step at a time, for control loops: NumPy on matrices mapped once, no autograd, no allocation but the result."""
+
+from functools import partial
+
+import numpy as np
+
+from estimators.networks.activations import ACTIVATIONS
+from estimators.networks.rollout import Recursion
+
+
+class Stream:
+    """Step function of a collapsed R2DN for one trajectory.
+
+    Parameters
+    ----------
+    system : Recursion
+        Its matrices; arithmetic is in their dtype.
+
+    Notes
+    -----
+    An instance works in its own buffers: use one for each thread.
+    """
+
+    def __init__(self, system: Recursion):
+        def array(tensor):
+            return tensor.detach().cpu().numpy()
+
+        nx, nz = system.M.shape
+        hidden = [len(w) for w in system.weights]
+        last = hidden[-1] if hidden else 0
+        # state and output come from one product on [h_L, x, u, 1]
+        rows = [(system.F, system.M)] + ([] if system.N is None else [(system.J, system.N)])
+        out = np.vstack([np.hstack([array(h), array(z)]) if hidden else array(z) for h, z in rows])
+        buffer = np.ones(last + nz, out.dtype)
+        self._x, self._u, self._nx, self._identity = (
+            buffer[last : last + nx],
+            buffer[last + nx : -1],
+            nx,
+            len(rows) == 1,
+        )
+        self._finish, self._calls, into = partial(np.dot, out, buffer), [], buffer[last:]
+        for k, weight in enumerate(system.weights):
+            # biases ride along: every layer's buffer ends with a constant 1
+            W = array(weight) if k == 0 else np.hstack([array(weight), array(system.biases[k - 1])[:, None]])
+            store = np.ones(len(W) + 1, W.dtype)
+            h = buffer[:last] if k == len(hidden) - 1 else store[:-1]
+            self._calls += [partial(np.dot, np.ascontiguousarray(W), into, h), ACTIVATIONS[system.activation].on(h)]
+            into = store
+
+    def step(self, x: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """One step.
+
+        Parameters
+        ----------
+        x, u : numpy.ndarray
+            (nx,) and (nu,).
+
+        Returns
+        -------
+        x_next, y : numpy.ndarray
+            (nx,) and (ny,), new arrays.
+        """
+        self._x[:] = x
+        self._u[:] = u
+        for call in self._calls:
+            call()
+        both = self._finish()
+        return (both, self._x.copy()) if self._identity else (both[: self._nx], both[self._nx :])
