@@ -56,6 +56,7 @@ ORDER = [
     "estimators.benchmark",
     "estimators.certificates.result",
     "estimators.certificates.rigorous",
+    "estimators.certificates.feedforward",
     "estimators.certificates.linear_matrix",
     "estimators.certificates",
     "estimators.plotting",

@@ -3,6 +3,7 @@
 import numpy as np
 import xarray as xr
 
+from estimators.certificates.feedforward import network_bound
 from estimators.certificates.result import Certificate
 from estimators.certificates.rigorous import SAFETY, norm_bound, positive_definite_margin, product
 from estimators.metrics import errors
@@ -181,40 +182,6 @@ def _smallest_rates(P, without, designed):
     whitened = np.linalg.solve(root, np.linalg.solve(root, needed).T)
     smallest = np.sqrt(max(np.linalg.eigvalsh((whitened + whitened.T) / 2)[-1], 0.0))
     return [rate for excess in (1e-9, 1e-7, 1e-5) if (rate := smallest + excess) < designed]
-
-
-def network_bound(matrices: R2DNMatrices) -> float:
-    """Rigorous upper bound of the network's Lipschitz constant for its stored layers.
-
-    A layer sqrt(2) A' Psi sigma(sqrt(2) Psi^-1 B h + b) has slope A'(2J)B with 0 <= J <= I diagonal, and
-    2 a'J b <= |a + b|^2 / 2 <= lambda_max(A A' + B B') for a = A y, b = B x of unit x, y. By
-    construction that is 1; in stored floats it is bounded here, layer by layer.
-    """
-    bound = 1.0
-    for index, layer in enumerate(matrices.network):
-        A_T, B = layer.A_T.detach().double().numpy(), layer.B.detach().double().numpy()
-        linear = matrices.linear_output and index == len(matrices.network) - 1
-        gram, error = product(B, B.T)
-        if not linear:
-            other, more = product(A_T.T, A_T)
-            gram, error = gram + other, error + more + 2 * np.finfo(float).eps * np.abs(gram)
-        excess = gram - np.eye(len(gram))
-        largest = np.linalg.eigvalsh((excess + excess.T) / 2)[-1]
-        # eigvalsh is a guess; the deviation from the guess is proved by a shifted Cholesky
-        guess = max(largest, 0.0) + 1e-12 * len(gram)
-        if (
-            positive_definite_margin(
-                (1 + guess) * np.eye(len(gram)) - gram,
-                error + 4 * np.finfo(float).eps * (np.eye(len(gram)) + np.abs(gram)),
-            )
-            <= 0
-        ):
-            guess = SAFETY * norm_bound(np.abs(excess) + error)
-        bound *= SAFETY_ONE * (np.sqrt(1 + guess) if linear else 1 + guess)
-    return float(bound)
-
-
-SAFETY_ONE = 1 + 4 * np.finfo(float).eps
 
 
 def correctness_residual(observer: R2DNObserver, dataset: xr.Dataset) -> np.ndarray:

@@ -6,7 +6,8 @@ import torch
 
 from estimators.networks.lipschitz import EPS, Sandwich, SandwichMatrices, frobenius_norm
 from estimators.networks.matrices import R2DNMatrices
-from estimators.networks.r2dn import R2DN, SHRINK
+from estimators.networks.r2dn import R2DN
+from estimators.networks.recurrent import SHRINK
 from estimators.networks.ren import REN
 
 FEEDBACK_SHARE = 0.3

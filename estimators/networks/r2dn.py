@@ -8,11 +8,8 @@ from torch import nn
 
 from estimators.networks.lipschitz import LipschitzNetwork, frobenius_norm, gram
 from estimators.networks.matrices import CollapsedR2DN, R2DNMatrices
-from estimators.networks.recurrent import Recurrent, check_bound, check_rate, check_sizes
+from estimators.networks.recurrent import SHRINK, Recurrent, check_bound, check_rate, check_sizes
 from estimators.networks.streaming import Stream
-
-SHRINK = 1 - 2.0**-10
-"""Norm that the scaled feedthrough stays below: at 1 the inequality would be singular."""
 
 
 def contraction(free: torch.Tensor) -> torch.Tensor:

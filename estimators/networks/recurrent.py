@@ -8,6 +8,9 @@ import control
 import torch
 from torch import nn
 
+SHRINK = 1 - 2.0**-10
+"""Norm that a scaled feedthrough stays below: at 1 the inequality would be singular."""
+
 
 def check_sizes(least: int = 1, **sizes) -> None:
     """Raise a ValueError naming the first size that is not an integer of at least `least`."""

@@ -12,7 +12,7 @@ from torch import nn
 from estimators.networks.activations import ACTIVATIONS, check_activation
 from estimators.networks.equilibrium import Substitution
 from estimators.networks.lipschitz import EPS, frobenius_norm, gram
-from estimators.networks.recurrent import Recurrent, check_bound, check_rate, check_sizes
+from estimators.networks.recurrent import SHRINK, Recurrent, check_bound, check_rate, check_sizes
 
 
 class RENMatrices(NamedTuple):
@@ -106,6 +106,9 @@ class REN(Recurrent):
         definite. Instead of `lipschitz`, which is Q = -I/gamma, S = 0, R = gamma I.
     identity_output : bool
         The output is the state itself; not with `supply`.
+    published_feedthrough : bool
+        True: D22 as published, which may come so near to the bound that the inequality is lost in
+        rounding. False: it keeps 0.1 % away.
     activation : {'relu', 'leaky_relu', 'elu', 'tanh', 'sigmoid', 'softplus'}
         Monotone with slope in [0, 1].
     generator : torch.Generator, optional
@@ -132,6 +135,7 @@ class REN(Recurrent):
         lipschitz: float | None = None,
         supply=None,
         identity_output: bool = False,
+        published_feedthrough: bool = False,
         activation: str = "tanh",
         generator: torch.Generator | None = None,
         dtype: torch.dtype = torch.float32,
@@ -147,7 +151,7 @@ class REN(Recurrent):
         if lipschitz is not None:
             g = self.lipschitz
             supply = (-np.eye(noutputs) / g, np.zeros((ninputs, noutputs)), g * np.eye(ninputs))
-        self.dissipative = supply is not None
+        self.published_feedthrough, self.dissipative = published_feedthrough, supply is not None
         if self.dissipative:
             for name, value in zip("QSR", self._check_supply(supply), strict=True):
                 self.register_buffer(name, torch.from_numpy(value))
@@ -243,36 +247,29 @@ class REN(Recurrent):
     def _feedthrough(self, par, Q, S, R):
         """Every D22 with R' = R + S D22 + D22' S' + D22' Q D22 > 0, and the inverse of R'.
 
-        D22 = -Q^-1 S' + L_Q^-1 N L_R with N a contraction, and R' = L_R' (I - N'N) L_R. Taking I - N'N
-        from M, which is in it as a factor, loses no digits where N is near norm 1.
+        D22 = -Q^-1 S' + L_Q^-1 N L_R with N a contraction, and R' = L_R' (I - N'N) L_R.
         """
         X3, Y3, Z3 = par["X3"], par["Y3"], par["Z3"]
         identity = torch.eye(len(X3), dtype=X3.dtype, device=X3.device)
-        free = X3.mT @ X3 + EPS * identity
-        plus = identity + free + Y3 - Y3.mT + Z3.mT @ Z3  # I + M
-        shrink = torch.linalg.inv(plus)
-        N = 2 * shrink - identity  # (I-M)(I+M)^-1
-        if self.noutputs >= self.ninputs:
-            N = torch.cat([N, -2 * Z3 @ shrink])
-            # I - N'N = 4 (I+M)^-' (X3'X3 + eps I) (I+M)^-1
-            inner = plus @ torch.linalg.solve(free, plus.mT) / 4
-        else:
-            N = torch.cat([N, -2 * shrink @ Z3.mT], 1)
-            # I - NN' likewise, and (I - N'N)^-1 = I + N' (I - NN')^-1 N
-            inner = torch.eye(self.ninputs, dtype=N.dtype, device=N.device)
-            inner = inner + N.mT @ plus.mT @ torch.linalg.solve(free, plus) @ N / 4
+        M = X3.mT @ X3 + Y3 - Y3.mT + Z3.mT @ Z3 + EPS * identity
+        inverse = torch.linalg.inv(identity + M)
+        N = 2 * inverse - identity  # (I-M)(I+M)^-1
+        tall = self.noutputs >= self.ninputs
+        N = torch.cat([N, -2 * Z3 @ inverse]) if tall else torch.cat([N, -2 * inverse @ Z3.mT], 1)
+        if not self.published_feedthrough:
+            N = SHRINK * N
         L_Q = torch.linalg.cholesky(-Q).mT
         L_R = torch.linalg.cholesky(R - S @ torch.linalg.solve(Q, S.mT)).mT
-        half = torch.linalg.solve_triangular(L_R.mT, inner, upper=False, left=False)
-        inverse = torch.linalg.solve_triangular(L_R, half, upper=True)
+        excess = L_R.mT @ (torch.eye(self.ninputs, dtype=N.dtype, device=N.device) - N.mT @ N) @ L_R
         D22 = -torch.linalg.solve(Q, S.mT) + torch.linalg.solve_triangular(L_Q, N @ L_R, upper=True)
-        return D22, inverse
+        return D22, torch.linalg.inv(excess)
 
     def streaming(self) -> Callable:
         """Step function of NumPy arrays; see :meth:`Recurrent.streaming`."""
         with torch.no_grad():
             matrices = self._matrices(torch.float64, metric=False)
 
+        @torch.no_grad()
         def step(x, u):
             following, y = matrices.step(torch.as_tensor(x), torch.as_tensor(u))
             return following.numpy(), y.numpy()

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import estimators as est
-from estimators.certificates.linear_matrix import network_bound
+from estimators.certificates.feedforward import network_bound
 from estimators.certificates.rigorous import norm_bound, positive_definite_margin, product
 
 

@@ -1,0 +1,429 @@
+"""Gains and rates of every kind of network, found by search and by the inequality."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+import estimators as est
+from estimators.certificates import lipschitz_bound
+from estimators.networks import from_explicit, from_linear, long_memory
+from tests.tolerances import ROUNDING
+
+CONTRACTING = {
+    "r2dn": lambda **k: est.R2DN(2, 3, 2, nfeedback=4, hidden=(5, 6), **k),
+    "r2dn identity": lambda **k: est.R2DN(2, 3, 3, nfeedback=4, hidden=(5,), identity_output=True, **k),
+    "ren": lambda **k: est.REN(2, 3, 2, nfeedback=4, **k),
+    "ren identity": lambda **k: est.REN(2, 3, 3, nfeedback=4, identity_output=True, **k),
+}
+BOUNDED = {
+    "r2dn": lambda gamma, **k: CONTRACTING["r2dn"](lipschitz=gamma, **k),
+    "r2dn identity": lambda gamma, **k: CONTRACTING["r2dn identity"](lipschitz=gamma, **k),
+    "ren": lambda gamma, **k: CONTRACTING["ren"](lipschitz=gamma, **k),
+    "ren identity": lambda gamma, **k: CONTRACTING["ren identity"](lipschitz=gamma, **k),
+    "linear r2dn": lambda gamma, **k: est.R2DN(2, 3, 2, nfeedback=0, hidden=(), lipschitz=gamma, **k),
+    "linear ren": lambda gamma, **k: est.REN(2, 3, 2, nfeedback=0, lipschitz=gamma, **k),
+}
+
+
+def seeded(make, seed, *args, spread=0.3, **settings):
+    """Build a network with every parameter away from its special start."""
+    generator = torch.Generator().manual_seed(seed)
+    built = make(*args, generator=generator, **settings)
+    with torch.no_grad():
+        for value in built.parameters():
+            value.add_(spread * torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value.dtype))
+    return built
+
+
+def gains(built, u, other):
+    """Empirical incremental gain of each pair of inputs (batch, time, nu), from the same state."""
+    (y, _), (z, _) = built(u), built(other)
+    return (y - z).flatten(1).norm(dim=1) / (u - other).flatten(1).norm(dim=1)
+
+
+def attack(built, seed, *, steps=60, length=12, pairs=16, train=False):
+    """Search inputs, and with `train` also parameters, for the largest gain; return the largest one seen."""
+    generator = torch.Generator().manual_seed(seed)
+    u, d = (torch.randn(pairs, length, built.ninputs, generator=generator, dtype=torch.float64) for _ in range(2))
+    u, d = (3 * u).requires_grad_(), d.requires_grad_()
+    leaves, largest = [u, d, *(built.parameters() if train else ())], 0.0
+    optimiser = torch.optim.Adam(leaves, lr=0.1)
+    for _ in range(steps):
+        gain = gains(built, u, u + d)
+        largest = max(largest, gain.max().item())
+        optimiser.zero_grad()
+        (-gain.log().sum()).backward()
+        optimiser.step()
+    return largest
+
+
+@pytest.mark.parametrize("kind", sorted(BOUNDED))
+@pytest.mark.parametrize("gamma", [1e-3, 0.5, 1e3])
+@pytest.mark.parametrize("rate", [0.5, 1.0])
+def test_adversarial_inputs_never_exceed_the_bound(kind, gamma, rate):
+    for seed in range(3):
+        built = seeded(BOUNDED[kind], seed, gamma, contraction_rate=rate, dtype=torch.float64)
+        assert attack(built, seed) <= gamma * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("kind", sorted(BOUNDED))
+def test_the_bound_is_nearly_reached_by_a_model_trained_to(kind):
+    """Otherwise it would not be a real one."""
+    gamma = 2.0
+    built = seeded(BOUNDED[kind], 0, gamma, dtype=torch.float64)
+    largest = attack(built, 0, steps=400, length=30, train=True)
+    assert 0.8 * gamma < largest <= gamma * (1 + 1e-9)
+
+
+def test_lipschitz_network_reaches_its_bound_and_never_exceeds_it():
+    generator = torch.Generator().manual_seed(0)
+    built = est.LipschitzNetwork((3, 8, 8, 2), 5.0, generator=generator, dtype=torch.float64)
+    x, d = (torch.randn(32, 3, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(2))
+    optimiser, largest = torch.optim.Adam([x, d, *built.parameters()], lr=0.02), 0.0
+    for _ in range(300):
+        gain = (built(x + d) - built(x)).norm(dim=1) / d.norm(dim=1)
+        largest = max(largest, gain.max().item())
+        optimiser.zero_grad()
+        (-gain.log().sum()).backward()
+        optimiser.step()
+    assert 4.0 < largest <= 5.0 * (1 + 1e-9)
+
+
+def supply_rate(seed, ny=2, nu=2):
+    rng = np.random.default_rng(seed)
+    Q, S = -np.eye(ny) - np.diag(rng.random(ny)), rng.normal(size=(nu, ny))
+    R = np.eye(nu) + S @ np.linalg.solve(Q, S.T)
+    return Q, S, (R + R.T) / 2
+
+
+def test_dissipative_ren_keeps_its_supply_rate_under_attack():
+    for seed in range(6):
+        Q, S, R = supply_rate(seed)
+        built = seeded(CONTRACTING["ren"], seed, supply=(Q, S, R), dtype=torch.float64)
+        Q, S, R = (torch.from_numpy(m) for m in (Q, S, R))
+        generator = torch.Generator().manual_seed(seed)
+        u, d = (torch.randn(16, 12, 2, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(2))
+        optimiser = torch.optim.Adam([u, d], lr=0.1)
+        for _ in range(60):
+            dy = built(u + d)[0] - built(u)[0]
+            supplied = ((dy @ Q) * dy + 2 * (d @ S) * dy + (d @ R) * d).sum((1, 2)) / d.square().sum((1, 2))
+            assert supplied.min() >= -1e-9
+            optimiser.zero_grad()
+            supplied.sum().backward()
+            optimiser.step()
+
+
+def small(kind, nx, nu, nv, hidden, generator, rate, gamma):
+    ny = nx if kind.endswith("identity") else 2
+    common = {
+        "nfeedback": nv,
+        "contraction_rate": rate,
+        "lipschitz": gamma,
+        "identity_output": kind.endswith("identity"),
+        "generator": generator,
+        "activation": ("relu", "tanh", "elu", "softplus")[nx % 4],
+        "dtype": torch.float64,
+    }
+    if kind.startswith("ren"):
+        return est.REN(nu, nx, ny, **common)
+    return est.R2DN(nu, nx, ny, hidden=hidden if nv else [], **common)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.sampled_from(sorted(CONTRACTING)),
+    st.integers(1, 6),
+    st.integers(1, 3),
+    st.integers(0, 5),
+    st.lists(st.integers(1, 7), max_size=3),
+    st.floats(0.05, 1.0),
+    st.none() | st.floats(1e-3, 1e3),
+    st.integers(0, 10_000),
+)
+def test_two_runs_contract_step_by_step_in_the_metric_at_the_rate(kind, nx, nu, nv, hidden, rate, gamma, seed):
+    rng = torch.Generator().manual_seed(seed)
+    explicit = small(kind, nx, nu, nv, hidden, rng, rate, gamma).explicit()
+    one, two = 3 * torch.randn(2, 8, nx, generator=rng, dtype=torch.float64)
+
+    def distance(a, b):
+        return torch.einsum("bi,ij,bj->b", a - b, explicit.metric, a - b).sqrt()
+
+    with torch.no_grad():
+        size = torch.linalg.matrix_norm(explicit.metric, 2).sqrt()
+        for _ in range(6):
+            u, before = torch.randn(8, nu, generator=rng, dtype=torch.float64), distance(one, two)
+            one, two = explicit.step(one, u)[0], explicit.step(two, u)[0]
+            # rounding of a step, as large as the states are and as the metric weighs it
+            rounding = 1e-14 * size * (1 + one.abs().max() + two.abs().max()) * nx
+            assert bool((distance(one, two) <= rate * before * (1 + 1e-9) + rounding).all())
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.sampled_from(sorted(CONTRACTING)), st.integers(1, 6), st.integers(1, 3), st.integers(0, 5),
+    st.lists(st.integers(1, 7), max_size=3), st.floats(0.05, 1.0), st.floats(1e-3, 1e3), st.integers(0, 10_000),
+)  # fmt: skip
+def test_two_runs_keep_the_lipschitz_bound(kind, nx, nu, nv, hidden, rate, gamma, seed):
+    rng = torch.Generator().manual_seed(seed)
+    built = small(kind, nx, nu, nv, hidden, rng, rate, gamma)
+    u, other = 3 * torch.randn(2, 8, 10, nu, generator=rng, dtype=torch.float64)
+    with torch.no_grad():
+        assert gains(built, u, other).max() <= gamma * (1 + 1e-9)
+
+
+def random_draw(index):
+    """Any kind, size, rate and bound, float32, its parameters scaled together between 1/1000 and 10."""
+    rng, generator = np.random.default_rng(index), torch.Generator().manual_seed(index)
+    kind = ("r2dn", "r2dn bounded", "r2dn identity bounded", "ren", "ren bounded", "ren dissipative")[index % 6]
+    nx, nu, ny, nv = (int(n) for n in rng.integers(1, (20, 5, 5, 20)))
+    common = {"nfeedback": nv, "contraction_rate": float(rng.uniform(0.05, 1)), "generator": generator}
+    if "bounded" in kind:
+        common["lipschitz"] = float(10 ** rng.uniform(-3, 3))
+    if kind == "ren dissipative":
+        common["supply"] = supply_rate(index, ny, nu)
+    if kind.startswith("ren"):
+        built = est.REN(nu, nx, ny, **common)
+    else:
+        identity, hidden = "identity" in kind, [int(n) for n in rng.integers(1, 20, rng.integers(1, 4))]
+        built = est.R2DN(nu, nx, nx if identity else ny, hidden=hidden, identity_output=identity, **common)
+    with torch.no_grad():
+        scale = 10 ** rng.uniform(-3, 1)
+        for value in built.parameters():
+            value.mul_(scale)
+    return built
+
+
+def holds(built, dtype):
+    """Whether the inequality of the certificate holds, as float64 eigenvalues, for a map evaluated in `dtype`."""
+    with torch.no_grad():
+        certificate = est.certify(built.explicit(dtype))
+    return certificate.verdict == "proved" or certificate.margin > 0
+
+
+def test_inequality_holds_for_every_random_draw_mapped_in_float64():
+    broken = [index for index in range(300) if not holds(random_draw(index), torch.float64)]
+    assert broken == []
+
+
+@pytest.mark.slow
+def test_inequality_holds_for_a_thousand_random_draws():
+    """Parameters are float32; mapped in float64 all hold, mapped in float32 many would not."""
+    draws = [random_draw(index) for index in range(1000)]
+    assert [i for i, built in enumerate(draws) if not holds(built, torch.float64)] == []
+    assert sum(not holds(built, torch.float32) for built in draws) > 100
+
+
+@pytest.mark.parametrize("kind", [*sorted(CONTRACTING), "r2dn bounded", "ren bounded"])
+def test_inequality_holds_for_trained_models(kind):
+    """Twenty models in all, float32, trained a little on a memory task."""
+    for seed in range(4):
+        generator = torch.Generator().manual_seed(seed)
+        make = CONTRACTING[kind.removesuffix(" bounded")]
+        bound = {"lipschitz": 3.0} if kind.endswith("bounded") else {}
+        built = make(contraction_rate=0.95, generator=generator, **bound)
+        optimiser = torch.optim.Adam(built.parameters(), lr=2e-2)
+        for _ in range(40):
+            u = torch.randn(16, 10, 2, generator=generator)
+            loss = (built(u)[0][..., :2] - torch.cumsum(0.5 * u, 1)).square().mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        assert est.certify(built).verdict == "proved"
+
+
+@pytest.mark.parametrize("bound", [None, 1.5])
+@pytest.mark.parametrize("identity", [False, True])
+def test_any_explicit_model_can_be_the_start(bound, identity):
+    common = {"lipschitz": bound, "identity_output": identity, "dtype": torch.float64}
+
+    def make(rate, seed):
+        ny = 3 if identity else 2
+        return seeded(est.R2DN, seed, 2, 3, ny, nfeedback=4, hidden=(5, 6), contraction_rate=rate, **common)
+
+    given_model, built = make(0.8, 1).explicit(), make(0.9, 2)
+    from_explicit(built, given_model)
+    u, x0 = torch.randn(5, 2, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
+    for a, b in zip(built.explicit().step(x0, u), given_model.step(x0, u), strict=True):
+        assert (a - b).abs().max() < 1e-9 * max(1, b.abs().max())  # through two matrix inverses and a Cholesky factor
+    with pytest.raises(ValueError, match="does not hold in the given metric"):
+        from_explicit(make(0.9, 3), given_model._replace(A=20 * given_model.A))
+    with pytest.raises(ValueError, match="shapes"):
+        from_explicit(est.R2DN(3, 3, 3 if identity else 2, nfeedback=4, hidden=(5, 6), **common), given_model)
+    if bound and not identity:
+        with pytest.raises(ValueError, match="feedthrough"):
+            from_explicit(make(0.9, 3), given_model._replace(D22=20 * torch.ones_like(given_model.D22)))
+
+
+def test_starts_that_need_a_contracting_network_say_so():
+    bounded = est.R2DN(1, 2, 2, nfeedback=2, hidden=(3,), lipschitz=1.0)
+    for call in (
+        lambda: long_memory(bounded),
+        lambda: from_linear(bounded, np.eye(2) / 2, np.ones((2, 1)), np.ones(2)),
+    ):
+        with pytest.raises(ValueError, match="contracting networks"):
+            call()
+    built = est.REN(1, 3, 3, nfeedback=4, dtype=torch.float64)
+    long_memory(built, torch.Generator().manual_seed(0))
+    A = built.explicit().A.detach().numpy()
+    np.testing.assert_allclose(A, np.diag(np.diag(A)), atol=1e-5)
+    assert np.diag(A).min() > 0.9
+
+
+@pytest.mark.parametrize("kind", sorted(CONTRACTING))
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "elu", "tanh", "sigmoid", "softplus"])
+def test_rollout_streaming_python_control_and_definition_agree(kind, activation):
+    built = seeded(CONTRACTING[kind], 3, activation=activation, dtype=torch.float64)
+    explicit, step, rng = built.explicit(), built.streaming(), np.random.default_rng(0)
+    u, x = rng.normal(size=(30, 2)), np.zeros(3)
+    y, _ = built(torch.from_numpy(u)[None])
+    system = built.to_control(dt=0.1, name="net")
+    assert (system.nstates, system.ninputs, system.noutputs, system.dt) == (3, 2, built.noutputs, 0.1)
+    for k in range(len(u)):
+        following, defined = (t.detach().numpy() for t in explicit.step(torch.from_numpy(x), torch.from_numpy(u[k])))
+        following_, out = step(x, u[k])
+        outputs = out, y[0, k].detach().numpy(), system.output(0, x, u[k])
+        for found, right in ((following_, following), *((o, defined) for o in outputs)):
+            np.testing.assert_allclose(found, right, rtol=0, atol=ROUNDING * max(1, abs(right).max()))
+        x = following_
+
+
+@pytest.mark.parametrize("kind", sorted(CONTRACTING))
+def test_parameters_survive_files_and_moves(kind, tmp_path):
+    built = seeded(CONTRACTING[kind], 4)
+    save_file(built.state_dict(), tmp_path / "net.safetensors")
+    twin = CONTRACTING[kind]()
+    twin.load_state_dict(load_file(tmp_path / "net.safetensors"))
+    u = torch.randn(3, 5, 2, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(built(u)[0], twin(u)[0])
+    twin.double()
+    assert twin(u.double())[0].dtype == torch.float64
+    assert (twin(u.double())[0] - built(u)[0]).abs().max() < 1e-3  # float32 against float64
+    moved = CONTRACTING[kind](device="meta")
+    assert all(p.device.type == "meta" for p in moved.parameters())
+    with pytest.raises(TypeError, match=r"u must have the parameters' dtype torch\.float64"):
+        twin(u)
+    with pytest.raises(ValueError, match="x0 must have shape"):
+        built(u, torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("kind", sorted(CONTRACTING))
+def test_definition_works_under_torch_func(kind):
+    """Per-sample gradients of the plain definition, against a loop."""
+    built = seeded(CONTRACTING[kind], 5, activation="tanh", dtype=torch.float64)
+    parameters, u = dict(built.named_parameters()), torch.randn(4, 6, 2, dtype=torch.float64)
+
+    def loss(parameters, u):
+        x = u.new_zeros(3)
+        explicit = torch.func.functional_call(_Explicit(built), {f"built.{k}": v for k, v in parameters.items()}, ())
+        for k in range(len(u)):
+            x, _ = explicit.step(x, u[k])
+        return x.square().sum()
+
+    fast = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, u)
+    for index in range(len(u)):
+        slow = torch.autograd.grad(loss(parameters, u[index]), list(parameters.values()), allow_unused=True)
+        for found, right in zip(fast.values(), slow, strict=True):
+            assert right is None or (found[index] - right).abs().max() <= 1e-11 * max(1, right.abs().max())
+
+
+class _Explicit(torch.nn.Module):
+    def __init__(self, built):
+        super().__init__()
+        self.built = built
+
+    def forward(self):
+        return self.built.explicit()
+
+
+@pytest.mark.parametrize("kind", sorted(CONTRACTING))
+def test_checkpointing_changes_no_number(kind):
+    built = seeded(CONTRACTING[kind], 6, dtype=torch.float64)
+    u = torch.randn(2, 3000, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    results = []
+    for checkpoint in (False, True):
+        y, x = built(u, checkpoint=checkpoint)
+        results.append(
+            (y, *torch.autograd.grad(y.square().mean() + x.sum(), list(built.parameters()), allow_unused=True))
+        )
+    for a, b in zip(*results, strict=True):
+        assert a is b is None or (a - b).abs().max() <= ROUNDING * max(1, b.abs().max())
+
+
+def test_lipschitz_bound_is_never_below_the_true_constant():
+    """Field case O11, its four networks."""
+    assert 1e-5 <= lipschitz_bound([[[1e-5]]]) <= 1e-5 * (1 + 1e-8)
+    assert 3 <= lipschitz_bound([np.diag([3.0, 2.9])]) <= 3 * (1 + 1e-8)
+    first, second = [[0.8, -1.1], [0.3, 0.2], [-0.5, 0.9]], [[1, -0.7, 0.4]]
+    bound = lipschitz_bound([first, second])
+    assert 1.3732079230764729 <= bound <= 2.18747795002
+    assert 1 <= lipschitz_bound([[[1.0], [-1.0]], [[1.0, -1.0]]]) <= 2 * (1 + 1e-8)
+    # a certificate of other weights is worth nothing: 1 % more weight is noticed
+    assert lipschitz_bound([1.01 * np.array(first), second]) > bound * 1.0099
+    for wrong in ([], [np.ones(3)], [np.ones((2, 2)), np.ones((2, 3))], [[[np.nan]]]):
+        with pytest.raises(ValueError, match="weights"):
+            lipschitz_bound(wrong)
+
+
+def test_lipschitz_bound_against_sampled_slopes():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        sizes = rng.integers(1, 6, 4)
+        weights = [rng.normal(size=(b, a)) for a, b in pairwise(sizes)]
+        bound, product = lipschitz_bound(weights), np.prod([np.linalg.norm(w, 2) for w in weights])
+        assert bound <= product * (1 + 1e-9)
+        for _ in range(50):
+            masks = [np.diag(rng.integers(0, 2, n)) for n in sizes[1:-1]]
+            assert np.linalg.norm(weights[2] @ masks[1] @ weights[1] @ masks[0] @ weights[0], 2) <= bound
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"nfeedback": -1}, "nfeedback"),
+        ({"contraction_rate": 0}, "contraction_rate"),
+        ({"lipschitz": -1.0}, "lipschitz"),
+        ({"activation": "sin"}, "activation must be one of"),
+        ({"supply": (np.eye(2), np.zeros((2, 2)), np.eye(2))}, "Q of supply must be negative definite"),
+        ({"supply": (-np.eye(2), np.zeros((2, 2)), -np.eye(2))}, "R - S Q"),
+        ({"supply": (-np.eye(3), np.zeros((2, 2)), np.eye(2))}, "Q of supply must be finite with shape"),
+        ({"supply": 3}, "supply must be three arrays"),
+        ({"supply": (-np.eye(2), np.zeros((2, 2)), np.eye(2)), "lipschitz": 1.0}, "cannot be combined"),
+        ({"identity_output": True}, "noutputs must equal nstates"),
+    ],
+)
+def test_impossible_rens_are_named(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        est.REN(2, 3, 2, **({"nfeedback": 4} | wrong))
+
+
+@pytest.mark.parametrize("sizes", [{}, {"nfeedback": 0}, {"nfeedback": 1}])
+@pytest.mark.parametrize("kind", [{}, {"lipschitz": 2.0}, {"identity_output": True}])
+@pytest.mark.parametrize(("ninputs", "noutputs"), [(1, 1), (3, 1), (1, 3)])
+def test_smallest_rens_run_forward_and_backward(sizes, kind, ninputs, noutputs):
+    nstates = noutputs if "identity_output" in kind else 1
+    built = est.REN(ninputs, nstates, noutputs, **({"nfeedback": 2} | sizes | kind), dtype=torch.float64)
+    y, x = built(torch.ones(1, 1, ninputs, dtype=torch.float64))
+    (y.sum() + x.sum()).backward()
+    for name, value in built.named_parameters():
+        assert value.grad is not None and value.grad.shape == value.shape and bool(torch.isfinite(value.grad).all()), (
+            name
+        )
+
+
+def test_linear_system_without_nonlinear_part_contracts_at_its_metric_rate():
+    """Field case O15: x+ = A x in the metric of A'PA - P = -I."""
+    A = np.array([[0.5, 0.4], [-0.3, 0.6]])
+    P = np.array([[1.580032156541, -0.038057608101], [-0.038057608101, 1.928964833060]])
+    built = est.R2DN(1, 2, 1, nfeedback=0, hidden=(), dtype=torch.float64)
+    from_linear(built, A, np.zeros((2, 1)), np.zeros(2))
+    explicit = built.explicit()
+    np.testing.assert_allclose(explicit.A.detach().numpy(), A, atol=1e-9)
+    certificate = est.certify(explicit._replace(metric=torch.from_numpy(P)))
+    assert certificate.verdict == "proved"
+    assert certificate.bound == pytest.approx(0.694757142136, abs=1e-6)
+    assert est.certify(built).bound >= 0.648074069841
