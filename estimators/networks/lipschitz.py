@@ -47,7 +47,8 @@ class SandwichMatrices(NamedTuple):
 
 def frobenius_norm(matrix: torch.Tensor) -> torch.Tensor:
     """Frobenius norm, sqrt(sum of squares + EPS), differentiable at zero."""
-    return torch.sqrt(matrix.square().sum() + EPS)
+    flat = matrix.reshape(-1)
+    return torch.sqrt(flat.dot(flat) + EPS)
 
 
 def gram(X: torch.Tensor, p: torch.Tensor) -> torch.Tensor:

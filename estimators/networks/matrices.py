@@ -1,5 +1,6 @@
 """Explicit form of an R2DN: named matrices, the step as defined, and the collapsed form that runs fast."""
 
+import math
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -77,23 +78,22 @@ class R2DNMatrices(NamedTuple):
         hidden, last = (self.network[:-1], self.network[-1:]) if self.linear_output else (self.network, ())
         one = into.new_zeros(1, into.shape[1])
         one[:, -1] = 1
-
-        def affine(weight, bias):  # W (into z) + b, as one matrix on z
-            return weight @ into + bias[:, None] * one
-
         if not hidden:  # phi is affine, or absent, and so is the whole system
-            w = affine(last[0].B, last[0].b) if last else into
+            w = last[0].B @ into + last[0].b[:, None] * one if last else into
             M, N = M + self.B1 @ w, None if N is None else N + self.D21 @ w
             return CollapsedR2DN(Recursion(self.activation, M, N, None, None, ()))
-        layers = [affine(hidden[0].inward, hidden[0].b)]
+        # scalings after the products: one of each matrix instead of one of each factor
+        first, root = hidden[0], math.sqrt(2)
+        layers = [(root / first.psi)[:, None] * (first.B @ into) + first.b[:, None] * one]
         for before, layer in pairwise(hidden):
-            layers += [layer.inward @ before.outward, layer.b]
+            layers += [(2 / layer.psi)[:, None] * before.psi * (layer.B @ before.A_T), layer.b]
         F, J = self.B1, None if N is None else self.D21
         if last:
             shift = last[0].b[:, None] * one
             M, N = M + F @ shift, None if N is None else N + J @ shift
             F, J = F @ last[0].B, None if N is None else J @ last[0].B
-        F, J = F @ hidden[-1].outward, None if N is None else J @ hidden[-1].outward
+        outward = hidden[-1].outward
+        F, J = F @ outward, None if N is None else J @ outward
         return CollapsedR2DN(Recursion(self.activation, M, N, F, J, tuple(layers)))
 
 
@@ -148,10 +148,8 @@ class CollapsedR2DN(NamedTuple):
         r = self.recursion
         if shift is not None:  # so many more inputs, which act on the state only
             r, u = _with_shift(r, u.shape[-1]), torch.cat([u, shift], -1)
-        x, y = rollout(r, x0, u, states=states or r.N is None, checkpoint=checkpoint)
-        if r.N is not None:
-            return x, y
-        return (x if states else x[-1]), x[:-1]
+        x, y = rollout(r, x0, u, states=states, checkpoint=checkpoint)
+        return x, x[:-1] if y is None else y
 
 
 def _with_shift(r: Recursion, nu: int) -> Recursion:

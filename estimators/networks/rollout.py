@@ -8,15 +8,20 @@ Time first, batch second, features last. Times are processed in chunks that stay
 outputs and, backwards, the weight gradients of a chunk are single products over (time x batch).
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from estimators.networks.activations import ACTIVATIONS
 
 ROWS = 2048
 """Rows (time x batch) of a chunk: where the measured time is smallest, from batch 64 to 1024."""
+
+HUGE = 2**25
+"""Bytes from which on the C library maps and unmaps a buffer at every call instead of keeping it."""
 
 
 class Recursion(NamedTuple):
@@ -74,7 +79,7 @@ def rollout(
     x : torch.Tensor
         (time + 1, batch, nx) with x[0] = x0, or the last one, (batch, nx).
     y : torch.Tensor or None
-        (time, batch, ny), None where the system has no N. Differentiable once.
+        (time, batch, ny); without N, x[:-1] or, where `x` holds that, None. Differentiable once.
     """
     tensors = (x0, u, system.M, system.N, system.F, system.J, *system.layers)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
@@ -85,6 +90,14 @@ def rollout(
 
 def _chunk(steps, batch):
     return max(1, min(steps, ROWS // max(batch, 1)))
+
+
+def _empty(like, *shape):
+    """Buffer for a whole sequence. NumPy asks for huge pages, which spares large buffers most of their page faults."""
+    dtype = {torch.float32: np.float32, torch.float64: np.float64}.get(like.dtype)
+    if dtype is None or like.device.type != "cpu" or math.prod(shape) * like.itemsize < HUGE:
+        return like.new_empty(shape)
+    return torch.from_numpy(np.empty(shape, dtype))
 
 
 def _fill(Z, x, u):
@@ -124,14 +137,16 @@ def _evaluate(system, x0, u, states, store, boundaries=None):
     steps, batch, nu = u.shape
     nx, K = len(system.M), _chunk(steps, batch)
     transposed = _transposed(system)
-    Z = x0.new_empty((steps if store else K) + 1, batch, nx + nu + 1)
+    Z = _empty(x0, (steps if store else K) + 1, batch, nx + nu + 1)
     Z[..., -1] = 1
-    H = [x0.new_empty(steps if store else K, batch, len(w)) for w in system.weights]
+    H = [_empty(x0, steps if store else K, batch, len(w)) for w in system.weights]
     if not store:  # of a layer that only feeds the next one, one instant is enough
         H[:-1] = [h[:1].expand(K, -1, -1) for h in H[:-1]]
     X = x0.new_empty(steps + 1, batch, nx) if states else None
-    y = None if system.N is None else x0.new_empty(steps, batch, len(system.N))
-    if y is not None:
+    if system.N is None:
+        y = None if states else x0.new_empty(steps, batch, nx)
+    else:
+        y = x0.new_empty(steps, batch, len(system.N))
         Nt, Jt = system.N.t().contiguous(), None if system.J is None else system.J.t().contiguous()
     x = x0
     for s in range(0, steps, K):
@@ -144,7 +159,10 @@ def _evaluate(system, x0, u, states, store, boundaries=None):
         x = Zc[n, :, :nx]
         if states:
             X[s : s + n] = Zc[:n, :, :nx]
-        if y is not None:
+        if system.N is None:
+            if y is not None:
+                y[s : s + n] = Zc[:n, :, :nx]
+        else:
             out = torch.mm(_rows(Zc[:n]), Nt, out=_rows(y[s : s + n]))
             if H:
                 out.addmm_(_rows(Hc[-1]), Jt)
@@ -204,9 +222,9 @@ class _Rollout(torch.autograd.Function):
                 Zc, Hc = Z[s : s + n + 1], [h[s : s + n] for h in H]
             Dc, Lc = [d[:n] for d in D], lam[: n + 1]
             Lc[n] = lam[0]  # what the chunk after this one left
-            gy = None if grad_y is None else _rows(grad_y[s : s + n])
+            gy = None if grad_y is None or N is None else _rows(grad_y[s : s + n])
             if gy is None:
-                Lc[:n] = 0
+                Lc[:n] = 0 if grad_y is None else grad_y[s : s + n]
                 for d in Dc[-1:]:
                     d.zero_()
             else:
