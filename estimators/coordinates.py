@@ -43,6 +43,8 @@ class Coordinates:
         self.input_centre, self.input_scale = input_centre, input_scale
         self.startup_decay = startup_decay
         self.carried = _find_carried(model)
+        self.follows_turns = bool(self.carried.any())
+        self._angles = model.output_is_angle.numpy(), model.state_is_angle.numpy()
 
     @classmethod
     def from_data(cls, model: StateSpaceModel, dataset: xr.Dataset) -> "Coordinates":
@@ -111,9 +113,35 @@ class Coordinates:
         fading = startup * self.startup_decay ** torch.arange(y.shape[-2], dtype=torch.float64)
         return torch.cat([scaled, fading[:, None].expand(*scaled.shape[:-1], 1)], dim=-1), shift, held
 
+    def network_sample(
+        self, u: np.ndarray, y: np.ndarray, held: np.ndarray, startup: float
+    ) -> tuple[np.ndarray, np.ndarray | float, np.ndarray]:
+        """Do as `network_input` does, for one instant of one trajectory, in NumPy: v, shift and held."""
+        y = _wrap(y, self._angles[0])
+        filled, shift = np.where(np.isnan(y), held, y), 0.0
+        if self.follows_turns:
+            turns = np.nan_to_num(np.round((filled - held) / (2 * math.pi)))
+            shift = 2 * math.pi * turns @ self.carried.numpy() / self.state_scale.numpy()
+        centre, nu = self.input_centre.numpy(), self.model.ninputs
+        v = np.empty(len(centre) + 1)
+        v[:nu], v[nu:-1] = u, np.where(np.isnan(filled), centre[nu:], filled)
+        v[:-1] = (v[:-1] - centre) / self.input_scale.numpy()
+        v[-1] = startup
+        return v, shift, filled
+
+    def sample_to_plant(self, z: np.ndarray) -> np.ndarray:
+        """Do as `to_plant` does, for one state in NumPy."""
+        return _wrap(z * self.state_scale.numpy() + self.state_centre.numpy(), self._angles[1])
+
     def in_frame_of(self, x: torch.Tensor, u: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Add whole turns to the angles of states x (..., nstates) so that they go with measured angles y."""
         return _in_frame_of(self.model, self.carried, x, u, y)
+
+
+def _wrap(values, is_angle):
+    if not is_angle.any():
+        return values
+    return np.where(is_angle, np.remainder(values + math.pi, 2 * math.pi) - math.pi, values)
 
 
 def _in_frame_of(model, carried, x, u, y):

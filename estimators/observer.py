@@ -16,6 +16,7 @@ from estimators.gaussian.kalman import SteadyState
 from estimators.networks.initialise import from_linear
 from estimators.networks.matrices import CollapsedR2DN, R2DNMatrices
 from estimators.networks.r2dn import R2DN
+from estimators.networks.streaming import Stream
 from estimators.training import FitResult, fit
 from plants.angles import wrap
 from plants.arrays import as_tensor
@@ -41,6 +42,8 @@ class ObserverState(NamedTuple):
         Start-up signal: 1 at the start, fading by a constant factor a step.
     matrices : CollapsedR2DN
         The network, mapped once.
+    stream : Stream or None
+        The same for one trajectory, in NumPy.
     """
 
     z: torch.Tensor
@@ -48,6 +51,7 @@ class ObserverState(NamedTuple):
     held: torch.Tensor
     startup: float
     matrices: CollapsedR2DN
+    stream: Stream | None = None
 
 
 class R2DNObserver:
@@ -208,7 +212,7 @@ class R2DNObserver:
         x0 = wrap(as_tensor(x0, "x0", self.model.nstates), self.model.state_is_angle)
         held = torch.full((*x0.shape[:-1], self.model.noutputs), math.nan, dtype=torch.float64)
         z = self.coordinates.from_plant(x0)
-        return ObserverState(z, z, held, 1.0, matrices)
+        return ObserverState(z, z, held, 1.0, matrices, Stream(matrices.recursion) if z.ndim == 1 else None)
 
     def step(self, state: ObserverState, u, y) -> tuple[ObserverState, Estimate]:
         """Use u and y of instant k.
@@ -232,14 +236,37 @@ class R2DNObserver:
         if not isinstance(state, ObserverState):
             raise TypeError(f"state must be the ObserverState that init or step returned, got {type(state).__name__}")
         u, y = check_measurement(self.model, u, y)
+        alone = state.stream is not None and u.ndim == y.ndim == 1
+        if alone and not (self.coordinates.follows_turns and bool(torch.isnan(state.held).any())):
+            return self._step_alone(state, u.numpy(), y.numpy())
         lead = torch.broadcast_shapes(state.z.shape[:-1], u.shape[:-1], y.shape[:-1])
         u, y = u.expand(*lead, -1), y.expand(*lead, -1)
         v, shift, held = self.coordinates.network_input(u[..., None, :], y[..., None, :], state.held, state.startup)
         z, out = state.matrices.step(self._first_frame(state, u, y) + shift[..., 0, :], v[..., 0, :])
         nx = self.model.nstates
-        return ObserverState(
-            z, out[..., nx:], held, state.startup * float(self.coordinates.startup_decay), state.matrices
-        ), Estimate(self.coordinates.to_plant(state.predicted), self.coordinates.to_plant(out[..., :nx]))
+        following = state._replace(z=z, predicted=out[..., nx:], held=held, startup=self._fade(state.startup))
+        return following, Estimate(self.coordinates.to_plant(state.predicted), self.coordinates.to_plant(out[..., :nx]))
+
+    def _fade(self, startup):
+        return startup * float(self.coordinates.startup_decay)
+
+    def _step_alone(self, state, u, y):
+        """`step` of one trajectory, the same numbers in a fraction of the time."""
+        coordinates, nx = self.coordinates, self.model.nstates
+        v, shift, held = coordinates.network_sample(u, y, state.held.numpy(), state.startup)
+        z, out = state.stream.step(state.z.numpy() + shift, v)
+        z, predicted, held, before, filtered = map(
+            torch.from_numpy,
+            (
+                z,
+                out[nx:],
+                held,
+                coordinates.sample_to_plant(state.predicted.numpy()),
+                coordinates.sample_to_plant(out[:nx]),
+            ),
+        )
+        following = state._replace(z=z, predicted=predicted, held=held, startup=self._fade(state.startup))
+        return following, Estimate(before, filtered)
 
     def estimate_sequence(self, state: ObserverState, u: torch.Tensor, y: torch.Tensor) -> Estimate:
         """Estimate a record: u (..., time, ninputs), y (..., time, noutputs), one rollout."""

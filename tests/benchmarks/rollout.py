@@ -3,9 +3,9 @@
     python -m tests.benchmarks.rollout [--rounds 7] [--out rollout.png] [--no-growth]
 
 One run, in which every round visits every contestant in a new order: one untimed call, by which caches and sleeping
-threads settle, then a timed one. Prints medians, fastest times, and ratios of both, since a shared machine slows down and
-recovers within seconds. JAX comes with the extra `bench`; without it its rows are left out, and said so. Only ratios
-within a run mean something.
+threads settle, then a timed one. Prints medians, fastest times, and ratios of both, since a shared machine slows down
+and recovers within seconds. JAX comes with the extra `bench`; without it its rows are left out, and said so. Only
+ratios within a run mean something.
 """
 
 import argparse
@@ -189,24 +189,28 @@ def growth(rounds):
     """Fastest time against horizon, batch and width at the PDE size; returns {quantity: (values, forward, both)}."""
     size, curves = SIZES["PDE observer"], {}
 
-    def measure(network, batch, steps, checkpoint=False):
+    def calls(network, batch, steps, checkpoint=False):
         u = torch.randn(batch, steps, size["nu"])
-        call = {"": (quiet(lambda: network(u)), lambda: loss(*network(u, checkpoint=checkpoint)).backward())}
-        return [least for _, least in race(call, rounds)[""]]
+        return quiet(lambda: network(u)), lambda: loss(*network(u, checkpoint=checkpoint)).backward()
 
-    network, _ = build(size)
-    for name, values, run in (
-        ("horizon", [128 * 2**k for k in range(7)], lambda n: measure(network, 64, n)),
-        ("horizon, checkpointed", [128 * 2**k for k in range(7)], lambda n: measure(network, 64, n, True)),
-        ("batch", [4**k for k in range(7)], lambda n: measure(network, n, HORIZON)),
-        ("width", [16, 32, 64, 128, 256, 512], lambda n: measure(build(size | {"hidden": (n,) * 4})[0], 64, HORIZON)),
+    def of_width(n):
+        return build(size | {"hidden": (n,) * 4})[0]
+
+    network, horizons = build(size)[0], [128 * 2**k for k in range(7)]
+    for name, values, make in (
+        ("horizon", horizons, lambda n: calls(network, 64, n)),
+        ("horizon, checkpointed", horizons, lambda n: calls(network, 64, n, True)),
+        ("batch", [4**k for k in range(7)], lambda n: calls(network, n, HORIZON)),
+        ("width", [16, 32, 64, 128, 256, 512], lambda n: calls(of_width(n), 64, HORIZON)),
     ):
-        found = [run(n) for n in values]
-        curves[name] = values, [f for f, _ in found], [b for _, b in found]
-        slopes = [np.polyfit(np.log(values[1:]), np.log(t[1:]), 1)[0] for t in curves[name][1:]]
-        times = (f"{n}: {1e3 * f:.1f}/{1e3 * b:.1f}" for n, (f, b) in zip(values, found, strict=True))
-        print(f"\nforward/both [ms] against {name}, PDE size: " + ", ".join(times))
-        print(f"  log-log slope without the first point: forward {slopes[0]:.3f}, both {slopes[1]:.3f}", flush=True)
+        found = race({n: make(n) for n in values}, rounds)
+        forward, both = ([found[n][k][1] for n in values] for k in (0, 1))
+        curves[name] = values, forward, both
+        times = (f"{n}: {1e3 * f:.1f}/{1e3 * b:.1f}" for n, f, b in zip(*curves[name], strict=True))
+        print(f"\nforward/both [ms] against {name}, PDE size: " + ", ".join(times), flush=True)
+        if name.startswith("horizon"):
+            slopes = [np.polyfit(np.log(values), np.log(t), 1)[0] for t in (forward, both)]
+            print(f"  log-log slope: forward {slopes[0]:.3f}, both {slopes[1]:.3f}", flush=True)
     return curves
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 import estimators as est
 from estimators.networks.activations import ACTIVATIONS
 from estimators.networks.initialise import from_linear, long_memory
-from estimators.networks.rollout import Recursion, rollout
+from estimators.networks.rollout import ROWS, Recursion, rollout
 from tests.tolerances import ROUNDING
 
 
@@ -124,6 +124,32 @@ def test_two_runs_contract_step_by_step_in_the_metric_at_the_rate(nx, nu, nv, hi
             u, before = torch.randn(8, nu, generator=rng, dtype=torch.float64), distance(one, two)
             one, two = explicit.step(one, u)[0], explicit.step(two, u)[0]
             assert bool((distance(one, two) <= rate * before * (1 + 1e-9) + 1e-12).all())
+
+
+def kept_bytes(steps, batch, checkpoint):
+    """Bytes that a rollout keeps for its backward pass, weights not counted."""
+    built, total = network(), []
+
+    def keep(tensor):
+        if tensor.ndim == 3 or (checkpoint and tensor.shape[:1] == (batch,)):
+            total.append(tensor.untyped_storage().nbytes())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        collapsed = built.collapsed()
+        total.clear()  # the map keeps what it keeps, whatever the horizon
+        collapsed.rollout(torch.zeros(batch, 3).double(), torch.ones(steps, batch, 2).double(), checkpoint=checkpoint)
+    return sum(total)
+
+
+def test_memory_of_the_backward_pass_is_linear_with_the_stated_constant():
+    """Per instant and trajectory: the input, z = [x, u, 1], and every hidden layer; checkpointed: the input and little."""
+    batch, sample = 16, 8 * (2 + (3 + 2 + 1) + (5 + 6))
+    for steps in (256, 512, 2048):
+        last = 8 * batch * (3 + 2 + 1)  # z after the last step
+        assert kept_bytes(steps, batch, False) == steps * batch * sample + last
+        chunk = ROWS // batch
+        assert kept_bytes(steps, batch, True) == steps * batch * 8 * 2 + 8 * batch * 3 * (steps // chunk)
 
 
 @settings(deadline=None, max_examples=40)

@@ -54,6 +54,30 @@ def test_streaming_equals_offline(trained_pair):
         torch.testing.assert_close(estimate.filtered, offline.filtered[:, k], rtol=0, atol=1e-10)
 
 
+def test_one_trajectory_in_numpy_equals_the_batch(trained_pair):
+    observer, data = trained_pair
+    _, u, y = plants.to_tensors(data)
+    y[3, 10:14] = torch.nan
+    y[4, 0] = torch.nan
+    offline = observer.estimate_sequence(observer.init(torch.zeros(len(y), 2, dtype=torch.float64)), u, y)
+    for i in (3, 4, 5):
+        state = observer.init([0.0, 0.0])
+        for k in range(y.shape[1]):
+            before = [a.clone() for a in state[:3]]
+            following, estimate = observer.step(state, u[i, k].numpy(), y[i, k].numpy())
+            assert all(
+                torch.equal(
+                    a,
+                    b,
+                )
+                or bool(torch.isnan(b).any())
+                for a, b in zip(before, state[:3], strict=True)
+            )
+            torch.testing.assert_close(estimate.predicted, offline.predicted[i, k], rtol=0, atol=1e-10)
+            torch.testing.assert_close(estimate.filtered, offline.filtered[i, k], rtol=0, atol=1e-10)
+            state = following
+
+
 def test_batch_equals_loop(trained_pair):
     observer, data = trained_pair
     together = est.run(observer, data)["predicted"].values
