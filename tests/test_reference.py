@@ -105,7 +105,7 @@ def test_ren_matrices_and_rollout(path):
         nfeedback=nv,
         contraction_rate=float(stored.get("meta/abar", 1.0)),
         lipschitz=float(stored["meta/gamma"]) if "meta/gamma" in stored else None,
-        published_feedthrough=True,
+        published=True,
         activation="tanh",
         dtype=torch.float64,
     )

@@ -14,6 +14,9 @@ from estimators.networks.equilibrium import Substitution
 from estimators.networks.lipschitz import EPS, frobenius_norm, gram
 from estimators.networks.recurrent import SHRINK, Recurrent, check_bound, check_rate, check_sizes
 
+RELATIVE = 2.0**-14
+"""Regularisation of H relative to its size where a supply rate can make it nearly singular."""
+
 
 class RENMatrices(NamedTuple):
     """Explicit form: w = sigma(D11 w + C1 x + D12 u + bv), x+ = A x + B1 w + B2 u + bx, y = C2 x + D21 w + D22 u + by.
@@ -106,9 +109,9 @@ class REN(Recurrent):
         definite. Instead of `lipschitz`, which is Q = -I/gamma, S = 0, R = gamma I.
     identity_output : bool
         The output is the state itself; not with `supply`.
-    published_feedthrough : bool
-        True: D22 as published, which may come so near to the bound that the inequality is lost in
-        rounding. False: it keeps 0.1 % away.
+    published : bool
+        How a supply rate or bound enters. True: as published, where H may come so near to singular, and D22 so near
+        to the bound, that the inequality is lost in rounding. False: both keep a little away.
     activation : {'relu', 'leaky_relu', 'elu', 'tanh', 'sigmoid', 'softplus'}
         Monotone with slope in [0, 1].
     generator : torch.Generator, optional
@@ -135,7 +138,7 @@ class REN(Recurrent):
         lipschitz: float | None = None,
         supply=None,
         identity_output: bool = False,
-        published_feedthrough: bool = False,
+        published: bool = False,
         activation: str = "tanh",
         generator: torch.Generator | None = None,
         dtype: torch.dtype = torch.float32,
@@ -151,7 +154,7 @@ class REN(Recurrent):
         if lipschitz is not None:
             g = self.lipschitz
             supply = (-np.eye(noutputs) / g, np.zeros((ninputs, noutputs)), g * np.eye(ninputs))
-        self.published_feedthrough, self.dissipative = published_feedthrough, supply is not None
+        self.published, self.dissipative = published, supply is not None
         if self.dissipative:
             for name, value in zip("QSR", self._check_supply(supply), strict=True):
                 self.register_buffer(name, torch.from_numpy(value))
@@ -215,6 +218,8 @@ class REN(Recurrent):
             q = torch.cat([C2, D21, new(len(C2), nx)], 1)
             r = torch.cat([into @ C2, into @ D21 - par["D12"].mT, par["B2"].mT], 1)
             H = H + r.mT @ inverse @ r - q.mT @ Q @ q
+            if not self.published:
+                H = H + RELATIVE * torch.diagonal(H).mean() * torch.eye(len(H), dtype=dtype, device=X.device)
         else:
             D22 = new(nx, self.ninputs) if self.identity_output else par["D22"]
         a, b = nx, nx + nv
@@ -256,7 +261,7 @@ class REN(Recurrent):
         N = 2 * inverse - identity  # (I-M)(I+M)^-1
         tall = self.noutputs >= self.ninputs
         N = torch.cat([N, -2 * Z3 @ inverse]) if tall else torch.cat([N, -2 * inverse @ Z3.mT], 1)
-        if not self.published_feedthrough:
+        if not self.published:
             N = SHRINK * N
         L_Q = torch.linalg.cholesky(-Q).mT
         L_R = torch.linalg.cholesky(R - S @ torch.linalg.solve(Q, S.mT)).mT

@@ -177,7 +177,7 @@ def test_two_runs_keep_the_lipschitz_bound(kind, nx, nu, nv, hidden, rate, gamma
 
 
 def random_draw(index):
-    """Any kind, size, rate and bound, float32, its parameters scaled together between 1/1000 and 10."""
+    """Any kind, size, rate and bound, float32; all parameters scaled between 1/1000 and 10, or X and p alone, small."""
     rng, generator = np.random.default_rng(index), torch.Generator().manual_seed(index)
     kind = ("r2dn", "r2dn bounded", "r2dn identity bounded", "ren", "ren bounded", "ren dissipative")[index % 6]
     nx, nu, ny, nv = (int(n) for n in rng.integers(1, (20, 5, 5, 20)))
@@ -192,8 +192,9 @@ def random_draw(index):
         identity, hidden = "identity" in kind, [int(n) for n in rng.integers(1, 20, rng.integers(1, 4))]
         built = est.R2DN(nu, nx, nx if identity else ny, hidden=hidden, identity_output=identity, **common)
     with torch.no_grad():
-        scale = 10 ** rng.uniform(-3, 1)
-        for value in built.parameters():
+        alone = index // 6 % 4 == 3
+        scale = 10 ** rng.uniform(-3, 0 if alone else 1)
+        for value in (built.X, built.p) if alone else built.parameters():
             value.mul_(scale)
     return built
 

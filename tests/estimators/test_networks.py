@@ -143,7 +143,7 @@ def kept_bytes(steps, batch, checkpoint):
 
 
 def test_memory_of_the_backward_pass_is_linear_with_the_stated_constant():
-    """Per instant and trajectory: the input, z = [x, u, 1], and every hidden layer; checkpointed: the input and little."""
+    """Per instant and trajectory: input, z = [x, u, 1], every hidden layer; checkpointed: hardly more than the input."""
     batch, sample = 16, 8 * (2 + (3 + 2 + 1) + (5 + 6))
     for steps in (256, 512, 2048):
         last = 8 * batch * (3 + 2 + 1)  # z after the last step

@@ -63,7 +63,7 @@ def test_one_trajectory_in_numpy_equals_the_batch(trained_pair):
     for i in (3, 4, 5):
         state = observer.init([0.0, 0.0])
         for k in range(y.shape[1]):
-            before = [a.clone() for a in state[:3]]
+            before = [a.clone() for a in state[:3]]  # the step must not change it
             following, estimate = observer.step(state, u[i, k].numpy(), y[i, k].numpy())
             assert all(
                 torch.equal(
