@@ -14,8 +14,9 @@ from estimators.design import AffineModel
 from estimators.files import load_safetensors, save_safetensors
 from estimators.gaussian.kalman import SteadyState
 from estimators.networks.initialise import from_linear
-from estimators.networks.matrices import CollapsedR2DN, R2DNMatrices
+from estimators.networks.matrices import R2DNMatrices
 from estimators.networks.r2dn import R2DN
+from estimators.networks.rollout import Recursion, rollout
 from estimators.networks.streaming import Stream
 from estimators.training import FitResult, fit
 from plants.angles import wrap
@@ -40,7 +41,7 @@ class ObserverState(NamedTuple):
         sample is missing; NaN before the first.
     startup : float
         Start-up signal: 1 at the start, fading by a constant factor a step.
-    matrices : CollapsedR2DN
+    matrices : Recursion
         The network, mapped once.
     stream : Stream or None
         The same for one trajectory, in NumPy.
@@ -50,7 +51,7 @@ class ObserverState(NamedTuple):
     predicted: torch.Tensor
     held: torch.Tensor
     startup: float
-    matrices: CollapsedR2DN
+    matrices: Recursion
     stream: Stream | None = None
 
 
@@ -212,7 +213,7 @@ class R2DNObserver:
         x0 = wrap(as_tensor(x0, "x0", self.model.nstates), self.model.state_is_angle)
         held = torch.full((*x0.shape[:-1], self.model.noutputs), math.nan, dtype=torch.float64)
         z = self.coordinates.from_plant(x0)
-        return ObserverState(z, z, held, 1.0, matrices, Stream(matrices.recursion) if z.ndim == 1 else None)
+        return ObserverState(z, z, held, 1.0, matrices, Stream(matrices) if z.ndim == 1 else None)
 
     def step(self, state: ObserverState, u, y) -> tuple[ObserverState, Estimate]:
         """Use u and y of instant k.
@@ -237,6 +238,9 @@ class R2DNObserver:
             raise TypeError(f"state must be the ObserverState that init or step returned, got {type(state).__name__}")
         u, y = check_measurement(self.model, u, y)
         alone = state.stream is not None and u.ndim == y.ndim == 1
+        alone = alone and not (
+            state.z.requires_grad or state.predicted.requires_grad or u.requires_grad or y.requires_grad
+        )
         if alone and not (self.coordinates.follows_turns and bool(torch.isnan(state.held).any())):
             return self._step_alone(state, u.numpy(), y.numpy())
         lead = torch.broadcast_shapes(state.z.shape[:-1], u.shape[:-1], y.shape[:-1])
@@ -282,8 +286,8 @@ class R2DNObserver:
         z = self._first_frame(state, u[..., 0, :], y[..., 0, :]) + shift[..., 0, :]
         with torch.no_grad():
             following = torch.cat([time_first(shift)[1:], shift.new_zeros(1, lead.numel(), nx)])
-            _, out = state.matrices.rollout(
-                z.expand(*lead, nx).reshape(lead.numel(), nx), time_first(v), following, states=False
+            _, out = rollout(
+                state.matrices, z.expand(*lead, nx).reshape(lead.numel(), nx), time_first(v), following, states=False
             )
         out = out.transpose(0, 1).reshape(*lead, steps, 2 * nx)
         predicted = torch.cat([state.predicted.expand(*lead, nx)[..., None, :], out[..., :-1, nx:]], dim=-2)

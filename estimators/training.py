@@ -10,6 +10,7 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from estimators.files import load_safetensors, save_safetensors
+from estimators.networks.rollout import rollout
 from plants.arrays import covariance_factor
 from plants.schema import check_measured, split, to_tensors, validate
 
@@ -233,7 +234,7 @@ class _Training:
 
     def rollout_loss(self, start, z, v, shift):
         nx, steps = z.shape[-1], len(v)
-        states, out = self.network.collapsed().rollout(start, v, shift)
+        states, out = rollout(self.network.collapsed(), start, v, shift, states=True)
         weight = self.predicted_weight[1 : steps + 1]
         if shift is not None:
             out = torch.cat([out[..., :nx], out[..., nx:] + shift], dim=-1)

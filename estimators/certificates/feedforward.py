@@ -57,6 +57,9 @@ def lipschitz_bound(weights: Sequence[np.ndarray]) -> float:
         raise ValueError("weights must be at least one finite matrix (out, in)")
     if any(a.shape[0] != b.shape[1] for a, b in pairwise(chain)):
         raise ValueError(f"weights do not chain: shapes {[w.shape for w in chain]}")
+    # powers of two, so that neither a tiny nor a huge layer leaves the range of floats
+    scales = [int(np.frexp(np.abs(w).max(initial=0.0))[1]) for w in chain]
+    chain = [np.ldexp(w, -e) for w, e in zip(chain, scales, strict=True)]
     sums = [1.0]
     for k in range(len(chain)):
         total = 0.0
@@ -64,7 +67,8 @@ def lipschitz_bound(weights: Sequence[np.ndarray]) -> float:
             piece, error = product(*chain[j : k + 1][::-1]) if j < k else (chain[k], np.zeros_like(chain[k]))
             total += sums[j] * (spectral_norm_bound(piece) + norm_bound(error))
         sums.append(total * SAFETY_SUM)
-    return float(sums[-1] / 2 ** (len(chain) - 1))
+    bound = np.ldexp(sums[-1] / 2 ** (len(chain) - 1), sum(scales))
+    return float(np.nextafter(bound, np.inf)) if sums[-1] else 0.0
 
 
 SAFETY_SUM = 1 + 1e-14
@@ -80,7 +84,7 @@ def network_bound(matrices: R2DNMatrices) -> float:
     """
     bound = 1.0
     for index, layer in enumerate(matrices.network):
-        A_T, B = layer.A_T.detach().double().numpy(), layer.B.detach().double().numpy()
+        A_T, B = layer.A_T.detach().cpu().double().numpy(), layer.B.detach().cpu().double().numpy()
         linear = matrices.linear_output and index == len(matrices.network) - 1
         gram, error = product(B, B.T)
         if not linear:

@@ -51,7 +51,8 @@ def certify(
     TypeError
         Something else than an observer, a network or explicit matrices.
     ValueError
-        Matrices that are not finite, or an observer without data.
+        Matrices that are not finite or not what the claim presupposes (a rate in (0, 1], Q <= 0 ...), or an
+        observer without data.
     """
     scale = 1.0
     if isinstance(subject, R2DNObserver):
@@ -70,6 +71,9 @@ def certify(
     nx = len(P)
     if "Lipschitz bound" in evidence:
         claim = f"contraction at rate {designed:g} and Lipschitz bound {evidence['Lipschitz bound']:g}, designed metric"
+
+    elif "supply Q" in evidence:
+        claim = f"contraction at rate {designed:g} and dissipation with supply rate (Q, S, R), designed metric"
 
     def at(rate):
         value = rest - following
@@ -121,6 +125,7 @@ def _inequality(matrices, evidence):
         raise ValueError("the matrices hold values that are not finite")
     nx, nv, nu = len(A), len(C1), B2.shape[1]
     supply = _supply(matrices, evidence)
+    _check_premises(matrices, D11, supply)
     into, v, y = np.hstack([A, B1, B2]), np.hstack([C1, D11, D12]), np.hstack([C2, D21, D22])
     if supply is None:
         into, v, nu = into[:, : nx + nv], v[:, : nx + nv], 0
@@ -158,19 +163,41 @@ def _inequality(matrices, evidence):
 
 def _supply(matrices, evidence):
     """Q, S, R in floats, or None; a Lipschitz bound is Q = -I/gamma, S = 0, R = gamma I."""
-    if isinstance(matrices, RENMatrices):
-        if matrices.supply is None:
-            return None
-        Q, S, R = map(_array, matrices.supply)
-        gamma = float(R[0, 0])
-        if np.array_equal(R, gamma * np.eye(len(R))) and not S.any() and np.array_equal(Q, -np.eye(len(Q)) / gamma):
-            evidence["Lipschitz bound"] = gamma
-        return Q, S, R
-    if matrices.lipschitz is None:
-        return None
-    gamma, nu, ny = matrices.lipschitz, matrices.B2.shape[1], len(matrices.C2)
-    evidence["Lipschitz bound"] = gamma
-    return -np.eye(ny) / gamma, np.zeros((nu, ny)), gamma * np.eye(nu)
+    gamma = matrices.lipschitz
+    if gamma is not None:
+        if not 0 < gamma < np.inf:
+            raise ValueError(f"the matrices cannot be certified: lipschitz must be positive and finite, got {gamma!r}")
+        evidence["Lipschitz bound"] = gamma
+        nu, ny = matrices.B2.shape[1], len(matrices.C2)
+        return -np.eye(ny) / gamma, np.zeros((nu, ny)), gamma * np.eye(nu)
+    if isinstance(matrices, RENMatrices) and matrices.supply is not None:
+        supply = tuple(map(_array, matrices.supply))
+        evidence |= {f"supply {name}": value for name, value in zip("QSR", supply, strict=True)}
+        return supply
+    return None
+
+
+def _check_premises(matrices, D11, supply):
+    """Refuse matrices for which the inequality would not mean what is claimed."""
+    wrong = None
+    if not 0 < matrices.contraction_rate <= 1:
+        wrong = f"contraction_rate must be in (0, 1], got {matrices.contraction_rate!r}"
+    elif np.triu(D11).any():
+        wrong = "D11 must be strictly lower triangular"
+    elif isinstance(matrices, RENMatrices) and bool((matrices.multiplier <= 0).any()):
+        wrong = "multiplier must be positive"
+    elif matrices.identity_output and not (
+        np.array_equal(_array(matrices.C2), np.eye(len(matrices.A)))
+        and not any(_array(m).any() for m in (matrices.D21, matrices.D22))
+    ):
+        wrong = "identity_output is set, but C2 is not I or D21 and D22 are not 0"
+    elif supply is not None:
+        Q, _, R = supply
+        # negative semidefinite Q, or the inequality says nothing about contraction
+        if not (np.array_equal(Q, Q.T) and np.array_equal(R, R.T) and positive_definite_margin(-Q, 0 * Q) > 0):
+            wrong = "the supply rate needs symmetric Q and R, and Q negative definite"
+    if wrong:
+        raise ValueError(f"the matrices cannot be certified: {wrong}")
 
 
 def _smallest_rates(P, without, designed):

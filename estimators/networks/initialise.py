@@ -65,9 +65,22 @@ def from_explicit(network: R2DN, matrices: R2DNMatrices) -> None:
 
     Raises
     ------
+    TypeError
+        The network is not an R2DN.
     ValueError
-        Sizes or kinds differ, there is no metric, or the inequality fails.
+        Sizes or kinds differ, there is no metric, the inequality fails, or a layer is not 1-Lipschitz as
+        a sandwich layer is. The network is as it was.
     """
+    _require_r2dn(network, "from_explicit")
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    try:
+        _from_explicit(network, matrices)
+    except ValueError:
+        network.load_state_dict(before)
+        raise
+
+
+def _from_explicit(network, matrices):
     for name in ("activation", "linear_output", "identity_output"):
         if getattr(network, name) != getattr(matrices, name):
             raise ValueError(f"{name} is {getattr(network, name)!r} here and {getattr(matrices, name)!r} in matrices")
@@ -103,7 +116,7 @@ def from_explicit(network: R2DN, matrices: R2DNMatrices) -> None:
                 getattr(network, name).copy_(value)
         network.Y.zero_()
         _set_X(network, H, extra)
-        for layer, given in zip(network.network.layers, m.network, strict=True):
+        for layer, given in zip(network.network.layers if m.network else (), m.network, strict=True):
             _set_layer(layer, given)
 
 
@@ -124,10 +137,19 @@ def from_linear(network: R2DN, A: np.ndarray, B2: np.ndarray, bx: np.ndarray) ->
 
     Raises
     ------
+    TypeError
+        The network is not an R2DN.
     ValueError
-        A does not contract at the network's rate, or the network has a Lipschitz bound.
+        Wrong shapes; A does not contract at the network's rate, or the network has a Lipschitz bound.
     """
+    _require_r2dn(network, "from_linear")
     _only_contracting(network, "from_linear")
+    nx, given = network.nstates, {"A": A, "B2": B2, "bx": bx}
+    for (name, value), shape in zip(given.items(), ((nx, nx), (nx, network.ninputs), (nx,)), strict=True):
+        given[name] = np.asarray(value, dtype=float)
+        if given[name].shape != shape or not np.isfinite(given[name]).all():
+            raise ValueError(f"{name} must be finite with shape {shape}, got shape {given[name].shape}")
+    A, B2, bx = given.values()
     alpha = network.contraction_rate
     radius = np.abs(np.linalg.eigvals(A)).max()
     if radius >= alpha:
@@ -149,8 +171,13 @@ def from_linear(network: R2DN, A: np.ndarray, B2: np.ndarray, bx: np.ndarray) ->
         _set_X(network, H)
 
 
+def _require_r2dn(network, what):
+    if not isinstance(network, R2DN):
+        raise TypeError(f"{what} is a start of an R2DN, got {type(network).__name__}")
+
+
 def _only_contracting(network, what):
-    if network.lipschitz is not None or getattr(network, "dissipative", False):
+    if network.lipschitz is not None or getattr(network, "supply", None) is not None:
         raise ValueError(f"{what} is a start of contracting networks: this one has a Lipschitz bound or supply rate")
 
 
@@ -159,7 +186,7 @@ def _set_X(network: R2DN | REN, H: torch.Tensor, extra: torch.Tensor | None = No
     if extra is None and isinstance(network, R2DN):
         C1, B1 = network.C1.detach().double(), network.B1.detach().double()
         extra = torch.block_diag(C1.mT @ C1, B1 @ B1.mT)
-    H = H - EPS * torch.eye(len(H), dtype=torch.float64) - (0 if extra is None else extra)
+    H = H - EPS * torch.eye(len(H), dtype=torch.float64) - (0 if extra is None else extra.to(H.device))
     factor, info = torch.linalg.cholesky_ex((H + H.mT) / 2)
     if int(info):
         raise ValueError("the contraction inequality does not hold in the given metric at the network's rate and bound")
@@ -185,9 +212,12 @@ def _free_feedthrough(D12, D21, D22):
 
 def _set_layer(layer: Sandwich, given: SandwichMatrices) -> None:
     """Invert the Cayley transform."""
+    A_T, B = given.A_T.detach().double(), given.B.detach().double()
+    if (A_T.mT @ A_T + B @ B.mT - torch.eye(len(B), dtype=torch.float64)).abs().max() > 1e-5:
+        raise ValueError("a layer of matrices does not satisfy A A' + B B' = I, as sandwich layers do")
     identity = torch.eye(len(given.b), dtype=torch.float64)
-    plus = 2 * torch.linalg.inv(identity + given.A_T.detach().double())
-    V = -given.B.detach().double().mT @ plus / 2
+    plus = 2 * torch.linalg.inv(identity + A_T)
+    V = -B.mT @ plus / 2
     Z = plus - identity
     W = torch.cat([(Z - V.mT @ V) / 2, V])
     layer.XY.copy_(W)

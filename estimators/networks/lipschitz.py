@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -138,13 +139,13 @@ class LipschitzNetwork(nn.Module):
         dtype: torch.dtype = torch.float32,
     ):
         super().__init__()
-        if len(sizes) < 2 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sizes):
+        if len(sizes) < 2 or any(isinstance(n, bool) or not isinstance(n, Integral) or n < 1 for n in sizes):
             raise ValueError(f"sizes must be at least two positive integers, got {sizes!r}")
         if not 0 < bound < math.inf:
             raise ValueError(f"bound must be positive and finite, got {bound!r}")
         check_activation(activation)
         self.sizes, self.bound, self.activation, self.linear_output = (
-            tuple(sizes),
+            tuple(int(n) for n in sizes),
             float(bound),
             activation,
             linear_output,

@@ -8,7 +8,7 @@ import torch
 
 from estimators.networks.activations import ACTIVATIONS
 from estimators.networks.lipschitz import SandwichMatrices
-from estimators.networks.rollout import Recursion, rollout
+from estimators.networks.rollout import Recursion
 
 
 class R2DNMatrices(NamedTuple):
@@ -70,7 +70,7 @@ class R2DNMatrices(NamedTuple):
             return following, x
         return following, x @ self.C2.mT + h @ self.D21.mT + u @ self.D22.mT + self.by
 
-    def collapse(self) -> "CollapsedR2DN":
+    def collapse(self) -> Recursion:
         """Multiply neighbouring factors into one matrix a layer (mathematics.md, 7)."""
         M = torch.cat([self.A, self.B2, self.bx[:, None]], 1)
         N = None if self.identity_output else torch.cat([self.C2, self.D22, self.by[:, None]], 1)
@@ -81,7 +81,7 @@ class R2DNMatrices(NamedTuple):
         if not hidden:  # phi is affine, or absent, and so is the whole system
             w = last[0].B @ into + last[0].b[:, None] * one if last else into
             M, N = M + self.B1 @ w, None if N is None else N + self.D21 @ w
-            return CollapsedR2DN(Recursion(self.activation, M, N, None, None, ()))
+            return Recursion(self.activation, M, N, None, None, ())
         # scalings after the products: one of each matrix instead of one of each factor
         first, root = hidden[0], math.sqrt(2)
         layers = [(root / first.psi)[:, None] * (first.B @ into) + first.b[:, None] * one]
@@ -94,73 +94,4 @@ class R2DNMatrices(NamedTuple):
             F, J = F @ last[0].B, None if N is None else J @ last[0].B
         outward = hidden[-1].outward
         F, J = F @ outward, None if N is None else J @ outward
-        return CollapsedR2DN(Recursion(self.activation, M, N, F, J, tuple(layers)))
-
-
-class CollapsedR2DN(NamedTuple):
-    """The same system with one matrix a layer; see :mod:`estimators.networks.rollout`.
-
-    Attributes
-    ----------
-    recursion : Recursion
-        Its matrices.
-    """
-
-    recursion: Recursion
-
-    def to(self, dtype: torch.dtype) -> "CollapsedR2DN":
-        """Round the matrices to another dtype."""
-        r = self.recursion
-
-        def cast(a):
-            return None if a is None else a.to(dtype)
-
-        layers = tuple(map(cast, r.layers))
-        return CollapsedR2DN(Recursion(r.activation, cast(r.M), cast(r.N), cast(r.F), cast(r.J), layers))
-
-    def step(self, x: torch.Tensor, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """One step: x (..., nx), u (..., nu) to the next state and the output y (..., ny); differentiable."""
-        r, sigma = self.recursion, ACTIVATIONS[self.recursion.activation].function
-        lead = torch.broadcast_shapes(x.shape[:-1], u.shape[:-1])
-        z = torch.cat([x.expand(*lead, -1), u.expand(*lead, -1), x.new_ones(*lead, 1)], -1)
-        following, y = z @ r.M.mT, x if r.N is None else z @ r.N.mT
-        if r.layers:
-            h = sigma(z @ r.layers[0].mT)
-            for weight, bias in zip(r.weights[1:], r.biases, strict=True):
-                h = sigma(h @ weight.mT + bias)
-            following, y = following + h @ r.F.mT, y if r.N is None else y + h @ r.J.mT
-        return following, y
-
-    def rollout(
-        self,
-        x0: torch.Tensor,
-        u: torch.Tensor,
-        shift: torch.Tensor | None = None,
-        *,
-        states: bool = True,
-        checkpoint: bool = False,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Roll out time-first.
-
-        x0 (batch, nx), u (time, batch, nu) to states (time + 1, batch, nx), or the last one, and
-        outputs (time, batch, ny). `shift` (time, batch, nx) is added to the next state.
-        """
-        r = self.recursion
-        if shift is not None:  # so many more inputs, which act on the state only
-            r, u = _with_shift(r, u.shape[-1]), torch.cat([u, shift], -1)
-        x, y = rollout(r, x0, u, states=states, checkpoint=checkpoint)
-        return x, x[:-1] if y is None else y
-
-
-def _with_shift(r: Recursion, nu: int) -> Recursion:
-    nx = len(r.M)
-    at, identity = nx + nu, torch.eye(nx, dtype=r.M.dtype, device=r.M.device)
-
-    def widened(a, block=None):
-        if a is None:
-            return None
-        block = a.new_zeros(len(a), nx) if block is None else block
-        return torch.cat([a[:, :at], block, a[:, at:]], 1)
-
-    layers = (widened(r.layers[0]), *r.layers[1:]) if r.layers else ()
-    return Recursion(r.activation, widened(r.M, identity), widened(r.N), r.F, r.J, layers)
+        return Recursion(self.activation, M, N, F, J, tuple(layers))

@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
+from estimators.networks.activations import check_activation
 from estimators.networks.lipschitz import LipschitzNetwork, frobenius_norm, gram
-from estimators.networks.matrices import CollapsedR2DN, R2DNMatrices
-from estimators.networks.recurrent import SHRINK, Recurrent, check_bound, check_rate, check_sizes
+from estimators.networks.matrices import R2DNMatrices
+from estimators.networks.recurrent import SHRINK, Recurrent, check_bound, check_rate, check_sizes, metric_of
+from estimators.networks.rollout import Recursion, rollout
 from estimators.networks.streaming import Stream
 
 
@@ -79,26 +81,26 @@ class R2DN(Recurrent):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ):
-        super().__init__(ninputs, nstates, noutputs, identity_output)
-        check_sizes(nfeedback=nfeedback, least=0)
-        if isinstance(hidden, str) or not isinstance(hidden, Sequence):
+        super().__init__(ninputs, nstates, noutputs, identity_output, dtype)
+        nfeedback = check_sizes(nfeedback=nfeedback, least=0)
+        if isinstance(hidden, str) or not hasattr(hidden, "__len__"):
             raise TypeError(f"hidden must be a sequence of widths, got {hidden!r}")
-        check_sizes(**{f"hidden[{i}]": n for i, n in enumerate(hidden)})
+        hidden = [check_sizes(**{f"hidden[{i}]": n}) for i, n in enumerate(hidden)]
+        check_activation(activation)
         if hidden and not nfeedback:
             raise ValueError(f"hidden must be empty where nfeedback is 0, got {tuple(hidden)}")
         self.nfeedback, self.contraction_rate = nfeedback, check_rate(contraction_rate)
         self.lipschitz = check_bound(lipschitz)
         self.activation, self.linear_output = activation, linear_output
-        sizes = (nfeedback, *hidden, nfeedback)
-        self.network = LipschitzNetwork(
-            sizes if nfeedback else (1, 1),
-            activation=activation,
-            linear_output=linear_output,
-            generator=generator,
-            dtype=dtype,
-        )
-        if not nfeedback:
-            self.network.layers = nn.ModuleList()
+        self.network = None
+        if nfeedback:
+            self.network = LipschitzNetwork(
+                (nfeedback, *hidden, nfeedback),
+                activation=activation,
+                linear_output=linear_output,
+                generator=generator,
+                dtype=dtype,
+            )
 
         def lecun(rows, columns):
             scale = math.sqrt(max(columns, 1))
@@ -142,9 +144,6 @@ class R2DN(Recurrent):
         if self.lipschitz is not None:
             B2, D12, D21, D22 = root * solved[:, nx + self.nfeedback :], root * D12, root * D21, self.lipschitz * D22
             C2 = C2 if self.identity_output else root * C2
-        if metric:
-            P = E.mT @ torch.linalg.solve(H22, E)
-            P = (P + P.mT) / 2
         return R2DNMatrices(
             A=A,
             B1=B1,
@@ -157,8 +156,8 @@ class R2DN(Recurrent):
             D21=D21,
             D22=D22,
             by=by,
-            network=self.network.explicit(dtype),
-            metric=P if metric else None,
+            network=() if self.network is None else self.network.explicit(dtype),
+            metric=metric_of(E, H22) if metric else None,
             contraction_rate=self.contraction_rate,
             lipschitz=self.lipschitz,
             activation=self.activation,
@@ -190,19 +189,19 @@ class R2DN(Recurrent):
         both = torch.linalg.solve_triangular(factor, torch.cat([C, -D @ B.mT], 1), upper=False)
         return both.mT @ both + torch.block_diag(B.new_zeros(nx, nx), B @ B.mT)
 
-    def collapsed(self) -> CollapsedR2DN:
+    def collapsed(self) -> Recursion:
         """Matrices of a fast rollout, in the dtype of the parameters; differentiable."""
         return self._matrices(self.X.dtype, metric=False).collapse()
 
     def streaming(self) -> Callable:
         """Step function of NumPy arrays; see :meth:`Recurrent.streaming`."""
         with torch.no_grad():
-            return Stream(self._matrices(torch.float64, metric=False).collapse().recursion).step
+            return Stream(self._matrices(torch.float64, metric=False).collapse()).step
 
     def forward(
         self, u: torch.Tensor, x0: torch.Tensor | None = None, *, checkpoint: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Run a batch of sequences; see :meth:`Recurrent.forward`."""
         x0 = self._start(u, x0)
-        x, y = self.collapsed().rollout(x0, u.transpose(0, 1), states=False, checkpoint=checkpoint)
+        x, y = rollout(self.collapsed(), x0, u.transpose(0, 1), checkpoint=checkpoint)
         return y.transpose(0, 1), x

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from numbers import Integral, Real
 from typing import Any
 
 import control
@@ -12,17 +13,19 @@ SHRINK = 1 - 2.0**-10
 """Norm that a scaled feedthrough stays below: at 1 the inequality would be singular."""
 
 
-def check_sizes(least: int = 1, **sizes) -> None:
-    """Raise a ValueError naming the first size that is not an integer of at least `least`."""
+def check_sizes(least: int = 1, **sizes):
+    """Return sizes as int, one or a list; a ValueError names the first that is not an integer of at least `least`."""
     for name, value in sizes.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
             what = "a positive integer" if least == 1 else f"an integer of at least {least}"
             raise ValueError(f"{name} must be {what}, got {value!r}")
+    checked = [int(value) for value in sizes.values()]
+    return checked[0] if len(checked) == 1 else checked
 
 
 def check_rate(rate) -> float:
     """Validate a contraction rate."""
-    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate <= 1:
+    if isinstance(rate, bool) or not isinstance(rate, Real) or not 0 < rate <= 1:
         raise ValueError(f"contraction_rate must be in (0, 1], got {rate!r}")
     return float(rate)
 
@@ -31,9 +34,15 @@ def check_bound(bound) -> float | None:
     """Validate a Lipschitz bound; None means there is none."""
     if bound is None:
         return None
-    if isinstance(bound, bool) or not isinstance(bound, int | float) or not 0 < bound < math.inf:
+    if isinstance(bound, bool) or not isinstance(bound, Real) or not 0 < bound < math.inf:
         raise ValueError(f"lipschitz must be positive and finite, or None, got {bound!r}")
     return float(bound)
+
+
+def metric_of(E: torch.Tensor, P: torch.Tensor) -> torch.Tensor:
+    """Symmetric E' P^-1 E, the metric in which the state contracts."""
+    metric = E.mT @ torch.linalg.solve(P, E)
+    return (metric + metric.mT) / 2
 
 
 class Recurrent(nn.Module):
@@ -45,11 +54,15 @@ class Recurrent(nn.Module):
         Sizes.
     identity_output : bool
         The output is the state itself.
+    dtype : torch.dtype
+        Of the parameters.
     """
 
-    def __init__(self, ninputs: int, nstates: int, noutputs: int, identity_output: bool):
+    def __init__(self, ninputs: int, nstates: int, noutputs: int, identity_output: bool, dtype: torch.dtype):
         super().__init__()
-        check_sizes(ninputs=ninputs, nstates=nstates, noutputs=noutputs)
+        ninputs, nstates, noutputs = check_sizes(ninputs=ninputs, nstates=nstates, noutputs=noutputs)
+        if dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype!r}")
         if identity_output and noutputs != nstates:
             raise ValueError(f"noutputs must equal nstates = {nstates} where identity_output is set, got {noutputs}")
         self.ninputs, self.nstates, self.noutputs = ninputs, nstates, noutputs
@@ -108,6 +121,9 @@ class Recurrent(nn.Module):
         )
 
     def _start(self, u, x0):
+        for name, value in (("u", u), ("x0", x0)):
+            if not isinstance(value, torch.Tensor) and (name == "u" or value is not None):
+                raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
         if u.ndim != 3 or u.shape[-1] != self.ninputs:
             raise ValueError(f"u must have shape (batch, time, {self.ninputs}), got {tuple(u.shape)}")
         if u.shape[1] == 0:
@@ -126,7 +142,10 @@ class Recurrent(nn.Module):
     def forward(
         self, u: torch.Tensor, x0: torch.Tensor | None = None, *, checkpoint: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run a batch of sequences.
+        """Run a batch of sequences, in the arithmetic of the parameters.
+
+        In float32 that is for training: what a certificate says holds for the float64 matrices of
+        `explicit` and the steps of `streaming`, to which these outputs are equal up to rounding.
 
         Parameters
         ----------

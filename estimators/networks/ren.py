@@ -12,7 +12,7 @@ from torch import nn
 from estimators.networks.activations import ACTIVATIONS, check_activation
 from estimators.networks.equilibrium import Substitution
 from estimators.networks.lipschitz import EPS, frobenius_norm, gram
-from estimators.networks.recurrent import SHRINK, Recurrent, check_bound, check_rate, check_sizes
+from estimators.networks.recurrent import SHRINK, Recurrent, check_bound, check_rate, check_sizes, metric_of
 
 RELATIVE = 2.0**-14
 """Regularisation of H relative to its size where a supply rate can make it nearly singular."""
@@ -37,6 +37,8 @@ class RENMatrices(NamedTuple):
         Alpha.
     supply : tuple of torch.Tensor or None
         Q, S, R of the dissipation inequality.
+    lipschitz : float or None
+        The bound gamma, where the supply is that of one.
     activation : str
         Sigma.
     identity_output : bool
@@ -59,6 +61,7 @@ class RENMatrices(NamedTuple):
     multiplier: torch.Tensor
     contraction_rate: float
     supply: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None
+    lipschitz: float | None
     activation: str
     identity_output: bool
 
@@ -144,8 +147,8 @@ class REN(Recurrent):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ):
-        super().__init__(ninputs, nstates, noutputs, identity_output)
-        check_sizes(nfeedback=nfeedback, least=0)
+        super().__init__(ninputs, nstates, noutputs, identity_output, dtype)
+        nfeedback = check_sizes(nfeedback=nfeedback, least=0)
         check_activation(activation)
         self.nfeedback, self.contraction_rate, self.activation = nfeedback, check_rate(contraction_rate), activation
         self.lipschitz = check_bound(lipschitz)
@@ -154,10 +157,8 @@ class REN(Recurrent):
         if lipschitz is not None:
             g = self.lipschitz
             supply = (-np.eye(noutputs) / g, np.zeros((ninputs, noutputs)), g * np.eye(ninputs))
-        self.published, self.dissipative = published, supply is not None
-        if self.dissipative:
-            for name, value in zip("QSR", self._check_supply(supply), strict=True):
-                self.register_buffer(name, torch.from_numpy(value))
+        # constants of the design, not of the state: they stay in float64 whatever the parameters do
+        self.published, self.supply = published, None if supply is None else self._check_supply(supply)
 
         def lecun(rows, columns):
             scale = math.sqrt(max(columns, 1))
@@ -172,7 +173,7 @@ class REN(Recurrent):
         self.B2, self.bx, self.D12, self.bv = lecun(nx, nu), zeros(nx), lecun(nv, nu), zeros(nv)
         if not identity_output:
             self.C2, self.D21, self.by = lecun(ny, nx), lecun(ny, nv), zeros(ny)
-            if self.dissipative:
+            if self.supply is not None:
                 small = min(nu, ny)
                 self.X3, self.Y3 = nn.Parameter(torch.eye(small, dtype=dtype)), lecun(small, small)
                 self.Z3 = lecun(abs(ny - nu), small)
@@ -208,8 +209,8 @@ class REN(Recurrent):
             C2, D21, by = par["C2"], par["D21"], par["by"]
         supply = None
         H = gram(X, par["p"])
-        if self.dissipative:
-            Q, S, R = supply = self.Q.to(dtype), self.S.to(dtype), self.R.to(dtype)
+        if self.supply is not None:
+            Q, S, R = supply = tuple(torch.from_numpy(m).to(X.device, dtype) for m in self.supply)
             if self.identity_output:
                 D22, inverse = new(nx, self.ninputs), torch.linalg.inv(R)
             else:
@@ -241,10 +242,11 @@ class REN(Recurrent):
             D21=D21,
             D22=D22,
             by=by,
-            metric=E.mT @ torch.linalg.solve(P, E) if metric else None,
+            metric=metric_of(E, P) if metric else None,
             multiplier=multiplier,
             contraction_rate=alpha,
             supply=supply,
+            lipschitz=self.lipschitz,
             activation=self.activation,
             identity_output=self.identity_output,
         )
@@ -276,7 +278,12 @@ class REN(Recurrent):
 
         @torch.no_grad()
         def step(x, u):
-            following, y = matrices.step(torch.as_tensor(x), torch.as_tensor(u))
+            x, u = (torch.from_numpy(np.array(a, dtype=float)) for a in (x, u))  # copies: y may be x
+            if x.shape != (self.nstates,) or u.shape != (self.ninputs,):
+                raise ValueError(
+                    f"x and u must have shapes {(self.nstates,)} and {(self.ninputs,)}, got {x.shape} and {u.shape}"
+                )
+            following, y = matrices.step(x, u)
             return following.numpy(), y.numpy()
 
         return step

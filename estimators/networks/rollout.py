@@ -56,10 +56,53 @@ class Recursion(NamedTuple):
         """b_2, b_3, ..."""
         return self.layers[2::2]
 
+    def to(self, dtype: torch.dtype) -> "Recursion":
+        """Round the matrices to another dtype."""
+
+        def cast(a):
+            return None if a is None else a.to(dtype)
+
+        matrices = map(cast, (self.M, self.N, self.F, self.J))
+        return Recursion(self.activation, *matrices, tuple(map(cast, self.layers)))
+
+    def step(self, x: torch.Tensor, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """One step: x (..., nx), u (..., nu) to the next state and the output y (..., ny); differentiable."""
+        sigma = ACTIVATIONS[self.activation].function
+        lead = torch.broadcast_shapes(x.shape[:-1], u.shape[:-1])
+        z = torch.cat([x.expand(*lead, -1), u.expand(*lead, -1), x.new_ones(*lead, 1)], -1)
+        following, y = z @ self.M.mT, x if self.N is None else z @ self.N.mT
+        if self.layers:
+            h = sigma(z @ self.layers[0].mT)
+            for weight, bias in zip(self.weights[1:], self.biases, strict=True):
+                h = sigma(h @ weight.mT + bias)
+            following, y = following + h @ self.F.mT, y if self.N is None else y + h @ self.J.mT
+        return following, y
+
+    def with_shift(self, nu: int) -> "Recursion":
+        """Append to the `nu` inputs as many more as there are states, which are added to the next state."""
+        nx = len(self.M)
+        at = nx + nu
+
+        def widened(a, block=None):
+            if a is None:
+                return None
+            block = a.new_zeros(len(a), nx) if block is None else block
+            return torch.cat([a[:, :at], block, a[:, at:]], 1)
+
+        layers = (widened(self.layers[0]), *self.layers[1:]) if self.layers else ()
+        M = widened(self.M, torch.eye(nx, dtype=self.M.dtype, device=self.M.device))
+        return self._replace(M=M, N=widened(self.N), layers=layers)
+
 
 def rollout(
-    system: Recursion, x0: torch.Tensor, u: torch.Tensor, *, states: bool = False, checkpoint: bool = False
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+    system: Recursion,
+    x0: torch.Tensor,
+    u: torch.Tensor,
+    shift: torch.Tensor | None = None,
+    *,
+    states: bool = False,
+    checkpoint: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Run the recursion over a batch of sequences.
 
     Parameters
@@ -68,6 +111,8 @@ def rollout(
         Of the same dtype and device as the signals.
     x0, u : torch.Tensor
         (batch, nx) and (time, batch, nu).
+    shift : torch.Tensor, optional
+        (time, batch, nx), added to the next state.
     states : bool
         Return all states and not only the last.
     checkpoint : bool
@@ -78,14 +123,17 @@ def rollout(
     -------
     x : torch.Tensor
         (time + 1, batch, nx) with x[0] = x0, or the last one, (batch, nx).
-    y : torch.Tensor or None
-        (time, batch, ny); without N, x[:-1] or, where `x` holds that, None. Differentiable once.
+    y : torch.Tensor
+        (time, batch, ny); without N, x[:-1]. Differentiable once.
     """
+    if shift is not None:
+        system, u = system.with_shift(u.shape[-1]), torch.cat([u, shift], -1)
     tensors = (x0, u, system.M, system.N, system.F, system.J, *system.layers)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        return _Rollout.apply(system.activation, states, checkpoint, *tensors)
-    x, y, _, _ = _evaluate(system, x0, u, states, store=False)
-    return x, y
+        x, y = _Rollout.apply(system.activation, states, checkpoint, *tensors)
+    else:
+        x, y, _, _ = _evaluate(system, x0, u, states, store=False)
+    return x, x[:-1] if y is None else y
 
 
 def _chunk(steps, batch):

@@ -1,5 +1,6 @@
 """One step at a time, for control loops: NumPy on matrices mapped once, no autograd, no allocation but the result."""
 
+import threading
 from functools import partial
 
 import numpy as np
@@ -18,7 +19,7 @@ class Stream:
 
     Notes
     -----
-    An instance works in its own buffers: use one for each thread.
+    An instance works in its own buffers, which a lock protects: threads that share one wait for each other.
     """
 
     def __init__(self, system: Recursion):
@@ -26,6 +27,7 @@ class Stream:
             return tensor.detach().cpu().numpy()
 
         nx, nz = system.M.shape
+        self._system, self._lock = system, threading.Lock()
         hidden = [len(w) for w in system.weights]
         last = hidden[-1] if hidden else 0
         # state and output come from one product on [h_L, x, u, 1]
@@ -59,10 +61,24 @@ class Stream:
         -------
         x_next, y : numpy.ndarray
             (nx,) and (ny,), new arrays.
+
+        Raises
+        ------
+        ValueError
+            Other shapes.
         """
-        self._x[:] = x
-        self._u[:] = u
-        for call in self._calls:
-            call()
-        both = self._finish()
-        return (both, self._x.copy()) if self._identity else (both[: self._nx], both[self._nx :])
+        if np.shape(x) != self._x.shape or np.shape(u) != self._u.shape:
+            raise ValueError(
+                f"x and u must have shapes {self._x.shape} and {self._u.shape}, got {np.shape(x)} and {np.shape(u)}"
+            )
+        with self._lock:
+            self._x[:] = x
+            self._u[:] = u
+            for call in self._calls:
+                call()
+            both = self._finish()
+            return (both, self._x.copy()) if self._identity else (both[: self._nx], both[self._nx :])
+
+    def __reduce__(self):
+        # a copy of the buffers would come apart from the calls bound to them
+        return Stream, (self._system,)

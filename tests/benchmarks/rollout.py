@@ -19,6 +19,7 @@ import torch
 
 import estimators as est
 from estimators.networks import long_memory
+from estimators.networks.rollout import rollout
 from estimators.networks.streaming import Stream
 
 try:
@@ -120,12 +121,11 @@ def contestants(size, batch, slow=True):
     r2dn, ren = build(size)
     u, x0 = torch.randn(batch, HORIZON, size["nu"]), torch.zeros(batch, size["nx"])
     lstm = Recurrent(size["nu"], size["ny"], count(r2dn))
-    collapsed = r2dn.collapsed()
-    leaves = collapsed.recursion._replace(
-        **{k: None if (a := getattr(collapsed.recursion, k)) is None else a.detach() for k in "MNFJ"},
-        layers=tuple(a.detach().requires_grad_() for a in collapsed.recursion.layers),
+    recursion = r2dn.collapsed()
+    bare = recursion._replace(
+        **{k: None if (a := getattr(recursion, k)) is None else a.detach() for k in "MNFJ"},
+        layers=tuple(a.detach().requires_grad_() for a in recursion.layers),
     )
-    bare = type(collapsed)(leaves)
 
     def definition():
         explicit, x, outputs = r2dn._matrices(torch.float32, metric=False), x0, []
@@ -135,7 +135,7 @@ def contestants(size, batch, slow=True):
         return torch.stack(outputs), x
 
     def alone():
-        x, y = bare.rollout(x0, u.transpose(0, 1), states=False)
+        x, y = rollout(bare, x0, u.transpose(0, 1))
         return y, x
 
     calls = {"R2DN collapsed": lambda: r2dn(u), "R2DN collapsed, rollout alone": alone}
@@ -251,7 +251,7 @@ def latency(samples=5000):
     print(f"\none step, batch 1, PDE size, {samples} calls: median / 90 % / 99 % [us]")
     with torch.no_grad():
         for name, dtype in (("float64", torch.float64), ("float32", torch.float32)):
-            recursion = network.explicit().collapse().to(dtype).recursion
+            recursion = network.explicit().collapse().to(dtype)
             x, u = (rng.normal(size=n).astype(name) for n in (size["nx"], size["nu"]))
             matrices = [a.numpy().copy() for a in (*recursion.weights, recursion.F, recursion.M)]
             work = [(m, np.ones(m.shape[1], name), np.empty(len(m), name)) for m in matrices]

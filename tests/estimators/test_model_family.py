@@ -1,5 +1,9 @@
 """Gains and rates of every kind of network, found by search and by the inequality."""
 
+import copy
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from itertools import pairwise
 
 import numpy as np
@@ -92,6 +96,16 @@ def test_lipschitz_network_reaches_its_bound_and_never_exceeds_it():
         (-gain.log().sum()).backward()
         optimiser.step()
     assert 4.0 < largest <= 5.0 * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("kind", sorted(BOUNDED))
+def test_the_float32_network_keeps_the_bound_up_to_its_rounding(kind):
+    built = seeded(BOUNDED[kind], 1, 2.0)
+    double = copy.deepcopy(built).double()
+    for network, slack in ((built, 1e-3), (double, 1e-9)):
+        generator = torch.Generator().manual_seed(0)
+        u, d = (torch.randn(64, 20, 2, generator=generator, dtype=network.X.dtype) for _ in range(2))
+        assert gains(network, u, u + d).max() <= 2.0 * (1 + slack)
 
 
 def supply_rate(seed, ny=2, nu=2):
@@ -428,3 +442,147 @@ def test_linear_system_without_nonlinear_part_contracts_at_its_metric_rate():
     assert certificate.verdict == "proved"
     assert certificate.bound == pytest.approx(0.694757142136, abs=1e-6)
     assert est.certify(built).bound >= 0.648074069841
+
+
+class TestCertificateOfExplicitMatrices:
+    """Whatever is asked must be what is proved."""
+
+    @pytest.mark.parametrize("kind", sorted(BOUNDED))
+    def test_a_smaller_bound_than_the_model_has_is_not_proved(self, kind):
+        built = seeded(BOUNDED[kind], 0, 2.0, dtype=torch.float64)
+        reached = attack(built, 0, steps=400, length=30, train=True)
+        assert est.certify(built).verdict == "proved"
+        assert est.certify(built.explicit()._replace(lipschitz=0.99 * reached)).verdict != "proved"
+
+    def test_a_larger_supply_than_the_model_has_is_not_proved(self):
+        Q, S, R = supply_rate(0)
+        matrices = seeded(CONTRACTING["ren"], 0, supply=(Q, S, R), dtype=torch.float64).explicit()
+        certificate = est.certify(matrices)
+        assert certificate.verdict == "proved" and "dissipation" in str(certificate)
+        less = torch.from_numpy(R - 5 * np.eye(2))
+        assert est.certify(matrices._replace(supply=(*matrices.supply[:2], less))).verdict != "proved"
+
+    @pytest.mark.parametrize(
+        ("kind", "wrong", "message"),
+        [
+            ("ren", {"contraction_rate": 2.0}, "contraction_rate"),
+            ("ren", {"lipschitz": 0.0}, "lipschitz must be positive"),
+            ("ren", {"D11": torch.eye(4, dtype=torch.float64)}, "D11 must be strictly lower"),
+            ("ren", {"multiplier": -torch.ones(4, dtype=torch.float64)}, "multiplier must be positive"),
+            ("ren", {"lipschitz": None, "supply": 3 * (torch.eye(2, dtype=torch.float64),)}, "Q negative definite"),
+            ("r2dn identity", {"C2": 2 * torch.eye(3, dtype=torch.float64)}, "identity_output is set"),
+        ],
+    )
+    def test_matrices_that_are_not_what_the_claim_presupposes(self, kind, wrong, message):
+        matrices = BOUNDED[kind](1.0, dtype=torch.float64).explicit()
+        with pytest.raises(ValueError, match=message):
+            est.certify(matrices._replace(**wrong))
+
+    def test_no_proof_within_rounding_of_the_boundary(self):
+        """One state, one signal: the determinant's sign in exact arithmetic, a few floats around where it changes."""
+        rng, closest = np.random.default_rng(0), 0
+        built = est.R2DN(1, 1, 1, nfeedback=1, hidden=(2,), dtype=torch.float64)
+        for _ in range(40):
+            a, b, c, p = (Fraction(float(v)) for v in rng.uniform(0.1, 1, 4))
+            p = p / 2
+            matrices = built.explicit()
+            ell = Fraction(est.certify(matrices).evidence["network Lipschitz bound"])
+
+            def positive(rate, a=a, b=b, c=c, p=p, ell=ell):
+                inner = 1 - b * b * p
+                return inner > 0 and (rate**2 * p - a * a * p - ell**2 * c * c) * inner > (a * p * b) ** 2
+
+            low, high = 0.0, 1.0
+            if not positive(Fraction(1)):
+                continue
+            while np.nextafter(low, 1) < high:
+                middle = (low + high) / 2
+                low, high = (low, middle) if positive(Fraction(middle)) else (middle, high)
+            one = {name: torch.tensor([[float(v)]], dtype=torch.float64) for name, v in zip("AP", (a, p), strict=True)}
+            for steps in range(1, 30):
+                rate = high - steps * np.spacing(high)
+                certificate = est.certify(
+                    matrices._replace(
+                        A=one["A"],
+                        B1=torch.tensor([[float(b)]], dtype=torch.float64),
+                        C1=torch.tensor([[float(c)]], dtype=torch.float64),
+                        metric=one["P"],
+                        contraction_rate=float(rate),
+                    )
+                )
+                assert certificate.verdict != "proved"
+                closest += 1
+        assert closest > 100
+
+
+class TestStreaming:
+    def test_copies_are_independent_and_right(self):
+        built = seeded(CONTRACTING["r2dn"], 3, dtype=torch.float64)
+        step, x = built.streaming(), np.ones(3)
+        right = step(x, np.ones(2))[0]
+        twin = copy.deepcopy(step)
+        step(x, np.zeros(2))
+        np.testing.assert_array_equal(twin(x, np.ones(2))[0], right)
+
+    def test_threads_that_share_a_step_do_not_mix(self):
+        step = est.R2DN(2, 200, 3, nfeedback=50, hidden=(100, 100)).streaming()
+        inputs = [np.full(2, float(k)) for k in range(40)]
+        right = [step(np.zeros(200), u)[0] for u in inputs]
+        with ThreadPoolExecutor(4) as pool:
+            for found, wanted in zip(pool.map(lambda u: step(np.zeros(200), u)[0], inputs), right, strict=True):
+                np.testing.assert_array_equal(found, wanted)
+
+    @pytest.mark.parametrize("kind", sorted(CONTRACTING))
+    def test_other_shapes_are_refused_and_other_dtypes_taken(self, kind):
+        step = CONTRACTING[kind]().streaming()
+        for x, u in ((np.zeros(1), np.zeros(2)), (np.zeros(3), 1.0), (np.zeros((3, 1)), np.zeros(2))):
+            with pytest.raises(ValueError, match="x and u must have shapes"):
+                step(x, u)
+        x = np.ones(3, np.float32)
+        _, y = step(x, [1, 2])
+        before = y.copy()
+        x[:] = 7
+        np.testing.assert_array_equal(y, before)
+
+    def test_activations_agree_far_out(self):
+        for activation in ("softplus", "elu", "sigmoid", "tanh"):
+            built = est.R2DN(1, 2, 2, nfeedback=3, hidden=(4,), activation=activation, dtype=torch.float64)
+            with torch.no_grad():
+                built.network.layers[0].b.copy_(torch.tensor([-800.0, -21.0, 20.5, 800.0]))
+            x, u = torch.ones(2, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                found = built.streaming()(x.numpy(), u.numpy())[0]
+            torch.testing.assert_close(torch.from_numpy(found), built.explicit().step(x, u)[0], rtol=1e-12, atol=1e-12)
+
+
+def test_a_bound_belongs_to_the_design_and_not_to_the_parameters():
+    one, three = (seeded(BOUNDED["ren"], 0, gamma) for gamma in (1.0, 3.0))
+    one.load_state_dict(three.state_dict())
+    assert est.certify(one).evidence["Lipschitz bound"] == 1.0
+    assert est.certify(three.double().float()).evidence["Lipschitz bound"] == 3.0
+    for dtype in (torch.float16, torch.bfloat16):
+        with pytest.raises(ValueError, match=r"dtype must be torch\.float32 or torch\.float64"):
+            CONTRACTING["r2dn"](dtype=dtype)
+
+
+def test_starts_refuse_what_they_cannot_set_and_leave_the_network_as_it_was():
+    built, ren = (CONTRACTING[kind](dtype=torch.float64) for kind in ("r2dn", "ren"))
+    with pytest.raises(TypeError, match="start of an R2DN, got REN"):
+        from_linear(ren, np.eye(3) / 2, np.zeros((3, 2)), np.zeros(3))
+    with pytest.raises(TypeError, match="start of an R2DN, got REN"):
+        from_explicit(ren, built.explicit())
+    with pytest.raises(ValueError, match=r"B2 must be finite with shape \(3, 2\)"):
+        from_linear(built, np.eye(3) / 2, np.zeros((3, 1)), np.zeros(3))
+    explicit, before = built.explicit(), {k: v.clone() for k, v in built.state_dict().items()}
+    layers = (explicit.network[0]._replace(B=3 * explicit.network[0].B), *explicit.network[1:])
+    for wrong, message in (({"A": 20 * explicit.A}, "inequality does not hold"), ({"network": layers}, "sandwich")):
+        with pytest.raises(ValueError, match=message):
+            from_explicit(built, explicit._replace(**wrong))
+        assert all(torch.equal(v, before[k]) for k, v in built.state_dict().items())
+
+
+def test_lipschitz_bound_survives_the_range_of_floats():
+    assert lipschitz_bound([[[1e-200]]]) == pytest.approx(1e-200, rel=1e-8)
+    assert 1e50 * (1 - 1e-15) <= lipschitz_bound([[[1e-200]], [[1e250]]]) <= 1e50 * (1 + 1e-8)
+    assert lipschitz_bound([np.zeros((2, 3))]) == 0

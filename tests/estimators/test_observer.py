@@ -78,6 +78,15 @@ def test_one_trajectory_in_numpy_equals_the_batch(trained_pair):
             state = following
 
 
+def test_a_step_can_be_differentiated(trained_pair):
+    observer, _ = trained_pair
+    y = torch.tensor([0.1], dtype=torch.float64, requires_grad=True)
+    state, _ = observer.step(observer.init([0.0, 0.0]), [0.0], [0.0])
+    _, estimate = observer.step(state, [0.0], y)
+    (gain,) = torch.autograd.grad(estimate.filtered[0], y)
+    assert bool(torch.isfinite(gain).all()) and gain.item() != 0
+
+
 def test_batch_equals_loop(trained_pair):
     observer, data = trained_pair
     together = est.run(observer, data)["predicted"].values
