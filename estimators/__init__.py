@@ -4,8 +4,10 @@ from estimators.base import Estimate, Estimator
 from estimators.benchmark import benchmark
 from estimators.certificates import Certificate, certify
 from estimators.gaussian import (
+    CubatureKalmanFilter,
     ExtendedKalmanFilter,
     GaussianState,
+    IteratedExtendedKalmanFilter,
     KalmanFilter,
     SteadyState,
     TuneResult,
@@ -14,8 +16,9 @@ from estimators.gaussian import (
 )
 from estimators.networks import R2DN, REN, LipschitzNetwork, R2DNMatrices, RENMatrices
 from estimators.observer import ObserverState, R2DNObserver
+from estimators.particles import EnsembleKalmanFilter, ParticleFilter, ParticleState
 from estimators.plotting import plot_error_decay, plot_estimates, plot_training
-from estimators.run import run
+from estimators.run import run, smooth
 from estimators.training import FitResult
 
 load = R2DNObserver.load
@@ -24,14 +27,19 @@ __all__ = [
     "R2DN",
     "REN",
     "Certificate",
+    "CubatureKalmanFilter",
+    "EnsembleKalmanFilter",
     "Estimate",
     "Estimator",
     "ExtendedKalmanFilter",
     "FitResult",
     "GaussianState",
+    "IteratedExtendedKalmanFilter",
     "KalmanFilter",
     "LipschitzNetwork",
     "ObserverState",
+    "ParticleFilter",
+    "ParticleState",
     "R2DNMatrices",
     "R2DNObserver",
     "RENMatrices",
@@ -45,5 +53,6 @@ __all__ = [
     "plot_estimates",
     "plot_training",
     "run",
+    "smooth",
     "steady_state",
 ]

@@ -8,6 +8,8 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from estimators.base import Estimate, Estimator
+from estimators.gaussian.filter import GaussianFilter
+from estimators.gaussian.smoother import smooth_sequence
 from plants.arrays import as_covariance, as_tensor
 from plants.schema import to_tensors, validate
 
@@ -55,22 +57,59 @@ def run(estimator: Estimator, dataset: xr.Dataset, *, x0=None, P0=None, progress
     for name in ("predicted_cov", "filtered_cov"):
         if getattr(estimate, name) is not None:
             variables[name] = ((*dims, "state_"), getattr(estimate, name).numpy())
-    coordinates = {name: dataset.coords[name] for name in ("time", "state", "trajectory") if name in dataset.coords}
-    coordinates.setdefault("state", list(estimator.model.state_labels))
-    return xr.Dataset(
-        variables,
-        coordinates,
-        {
-            "schema": SCHEMA,
-            "plant": estimator.model.name,
-            "estimator": type(estimator).__name__,
-            "dt": estimator.model.dt,
-        },
-    )
+    return _labelled(estimator, dataset, variables)
 
 
 def estimate_batch(estimator: Estimator, dataset: xr.Dataset, *, x0=None, P0=None, progress: bool = False) -> Estimate:
     """As `run`, as tensors (trajectory, time, state[, state])."""
+    state, u, y = _start(estimator, dataset, x0, P0)
+    name = type(estimator).__name__
+    extra = {}
+    if progress and "progress" in inspect.signature(estimator.estimate_sequence).parameters:
+        extra["progress"] = lambda steps: tqdm(steps, desc=name, unit="step", leave=False)
+    estimate = estimator.estimate_sequence(state, u, y, **extra)
+    _warn_where_not_finite(name, estimate.predicted)
+    return estimate
+
+
+def smooth(estimator: GaussianFilter, dataset: xr.Dataset, *, x0=None, P0=None) -> xr.Dataset:
+    """Estimate every state from the whole of its record, past and future; one batch.
+
+    Rauch-Tung-Striebel smoothing with the transition of the filter: exact for a Kalman filter, linearised
+    for an EKF, unscented for a UKF.
+
+    Parameters
+    ----------
+    estimator : KalmanFilter, ExtendedKalmanFilter, UnscentedKalmanFilter or one of their kind
+        Filters the record first.
+    dataset : xarray.Dataset
+        Trajectories of the filter's plant.
+    x0, P0 : array_like, optional
+        Start and its covariance, as for `run`.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``smoothed`` and ``smoothed_cov``, with dimensions (trajectory, time, state[, state_]).
+
+    Raises
+    ------
+    TypeError
+        Not a Gaussian filter.
+    ValueError
+        As for `run`; a predicted covariance that is singular.
+    """
+    if not isinstance(estimator, GaussianFilter):
+        raise TypeError(f"smooth takes a Gaussian filter, got {type(estimator).__name__}")
+    mean, cov = smooth_sequence(estimator, *_start(estimator, dataset, x0, P0))
+    _warn_where_not_finite(f"the smoother of {type(estimator).__name__}", mean)
+    dims = ("trajectory", "time", "state")
+    variables = {"smoothed": (dims, mean.numpy()), "smoothed_cov": ((*dims, "state_"), cov.numpy())}
+    return _labelled(estimator, dataset, variables)
+
+
+def _start(estimator, dataset, x0, P0):
+    """State at the beginning, inputs and measurements."""
     model = estimator.model
     validate(dataset, model)
     _, u, y = to_tensors(dataset)
@@ -85,20 +124,32 @@ def estimate_batch(estimator: Estimator, dataset: xr.Dataset, *, x0=None, P0=Non
         raise ValueError(f"x0 must have shape ({model.nstates},) or ({len(y)}, {model.nstates}), got {tuple(x0.shape)}")
     if P0 is None and "initial_cov" in dataset:
         P0 = as_covariance(dataset["initial_cov"].values, "initial_cov", model.nstates)
-    state = estimator.init(x0.expand(len(y), -1), P0)
-    name = type(estimator).__name__
-    extra = {}
-    if progress and "progress" in inspect.signature(estimator.estimate_sequence).parameters:
-        extra["progress"] = lambda steps: tqdm(steps, desc=name, unit="step", leave=False)
-    estimate = estimator.estimate_sequence(state, u, y, **extra)
-    bad = ~torch.isfinite(estimate.predicted).all(dim=-1)
+    return estimator.init(x0.expand(len(y), -1), P0), u, y
+
+
+def _warn_where_not_finite(name, values):
+    bad = ~torch.isfinite(values).all(dim=-1)
     if bool(bad.any()):
         lost = bad.any(dim=1).nonzero().flatten()
         first = int(bad[lost[0]].nonzero()[0])
         warnings.warn(
-            f"{name} diverged on {len(lost)} of {len(y)} trajectories, first on trajectory {int(lost[0])} "
+            f"{name} diverged on {len(lost)} of {len(bad)} trajectories, first on trajectory {int(lost[0])} "
             f"at time step {first}; its estimates there are NaN",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
-    return estimate
+
+
+def _labelled(estimator, dataset, variables):
+    coordinates = {name: dataset.coords[name] for name in ("time", "state", "trajectory") if name in dataset.coords}
+    coordinates.setdefault("state", list(estimator.model.state_labels))
+    return xr.Dataset(
+        variables,
+        coordinates,
+        {
+            "schema": SCHEMA,
+            "plant": estimator.model.name,
+            "estimator": type(estimator).__name__,
+            "dt": estimator.model.dt,
+        },
+    )

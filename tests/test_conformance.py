@@ -20,6 +20,10 @@ def make_observer(setting):
 ESTIMATORS = {
     "EKF": lambda setting: est.ExtendedKalmanFilter(setting.model, setting.noise),
     "UKF": lambda setting: est.UnscentedKalmanFilter(setting.model, setting.noise),
+    "IEKF": lambda setting: est.IteratedExtendedKalmanFilter(setting.model, setting.noise),
+    "CKF": lambda setting: est.CubatureKalmanFilter(setting.model, setting.noise),
+    "EnKF": lambda setting: est.EnsembleKalmanFilter(setting.model, setting.noise, particles=40),
+    "PF": lambda setting: est.ParticleFilter(setting.model, setting.noise, particles=60),
     "R2DN": make_observer,
 }
 

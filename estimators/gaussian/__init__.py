@@ -1,14 +1,16 @@
 """Gaussian filters: Kalman, extended and unscented, in square-root form."""
 
-from estimators.gaussian.ekf import ExtendedKalmanFilter
+from estimators.gaussian.ekf import ExtendedKalmanFilter, IteratedExtendedKalmanFilter
 from estimators.gaussian.filter import GaussianState
 from estimators.gaussian.kalman import KalmanFilter, SteadyState, steady_state
 from estimators.gaussian.tuning import TuneResult
-from estimators.gaussian.ukf import UnscentedKalmanFilter
+from estimators.gaussian.ukf import CubatureKalmanFilter, UnscentedKalmanFilter
 
 __all__ = [
+    "CubatureKalmanFilter",
     "ExtendedKalmanFilter",
     "GaussianState",
+    "IteratedExtendedKalmanFilter",
     "KalmanFilter",
     "SteadyState",
     "TuneResult",

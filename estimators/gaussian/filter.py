@@ -8,6 +8,7 @@ import torch
 
 from estimators.base import Estimate, check_measurement, check_record, stack_steps
 from estimators.gaussian.tuning import TuneResult, tune
+from estimators.gaussian.update import triangular_factor
 from plants.angles import wrap
 from plants.arrays import as_covariance, as_tensor, covariance_factor
 from plants.model import StateSpaceModel
@@ -116,7 +117,8 @@ class GaussianFilter(ABC):
 
     def predict(self, state: GaussianState, u=None) -> GaussianState:
         """Advance the belief by one sample under input `u` (..., ninputs)."""
-        mean, factor = self._propagate(state, u)
+        mean, moved, noise = self._transition(state, u)
+        factor = triangular_factor(torch.cat([moved, noise.expand(*moved.shape[:-1], noise.shape[-1])], dim=-1))
         return GaussianState(wrap(mean, self._state_angles), factor, state.time + self.model.dt)
 
     def correct(self, state: GaussianState, y, u=None) -> GaussianState:
@@ -171,8 +173,8 @@ class GaussianFilter(ABC):
         return tune(self, dataset, **settings)
 
     @abstractmethod
-    def _propagate(self, state, u):
-        """Mean and factor of the next state."""
+    def _transition(self, state, u):
+        """Mean of the next state, A S and N: with S the factor of the state, S_next S_next' = (A S)(A S)' + N N'."""
 
     @abstractmethod
     def _correct(self, state, u, y):

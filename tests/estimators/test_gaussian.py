@@ -15,7 +15,13 @@ import estimators as est
 import plants
 from tests.tolerances import EQUAL_FILTERS, ROUNDING
 
-FILTERS = [est.KalmanFilter, est.ExtendedKalmanFilter, est.UnscentedKalmanFilter]
+FILTERS = [
+    est.KalmanFilter,
+    est.ExtendedKalmanFilter,
+    est.UnscentedKalmanFilter,
+    est.IteratedExtendedKalmanFilter,
+    est.CubatureKalmanFilter,
+]
 
 
 def random_linear(seed, nx=3, nu=2, ny=2):
@@ -201,6 +207,6 @@ class TestBadInput:
             est.run(est.ExtendedKalmanFilter(model, Q=[1.0], R=[1.0]), data, x0=[2.0], P0=[1.0])
 
     def test_sigma_point_parameters(self):
-        for wrong, message in (({"alpha": 0}, "alpha"), ({"beta": 0.5}, "beta"), ({"kappa": -2}, "kappa")):
+        for wrong, message in (({"alpha": 0}, "alpha"), ({"beta": -0.5}, "beta"), ({"kappa": -2}, "kappa")):
             with pytest.raises(ValueError, match=message):
                 est.UnscentedKalmanFilter(self.MODEL, self.NOISE, **wrong)
