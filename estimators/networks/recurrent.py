@@ -1,6 +1,7 @@
 """What the recurrent networks share: sizes, sequences in and out, conversion."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any
@@ -45,7 +46,7 @@ def metric_of(E: torch.Tensor, P: torch.Tensor) -> torch.Tensor:
     return (metric + metric.mT) / 2
 
 
-class Recurrent(nn.Module):
+class Recurrent(nn.Module, ABC):
     """Base of :class:`R2DN` and :class:`REN`: direct parameters that map to explicit matrices.
 
     Parameters
@@ -68,8 +69,9 @@ class Recurrent(nn.Module):
         self.ninputs, self.nstates, self.noutputs = ninputs, nstates, noutputs
         self.identity_output = identity_output
 
+    @abstractmethod
     def _matrices(self, dtype: torch.dtype, metric: bool) -> Any:
-        raise NotImplementedError
+        """Explicit matrices, with their metric if asked."""
 
     def explicit(self, dtype: torch.dtype = torch.float64) -> Any:
         """Map the free parameters to named matrices, differentiably.
@@ -86,13 +88,12 @@ class Recurrent(nn.Module):
         """
         return self._matrices(dtype, metric=True)
 
+    @abstractmethod
     def streaming(self) -> Callable:
         """Step function ``(x, u) -> (x_next, y)`` of NumPy arrays, for one trajectory in a control loop.
 
-        The parameters are mapped once, now, in float64. It works in buffers of its own: take one for
-        each thread.
+        The parameters are mapped once, now, in float64. Threads may share it, but wait for each other.
         """
-        raise NotImplementedError
 
     def to_control(self, dt: float | bool = True, name: str | None = None) -> control.NonlinearIOSystem:
         """Wrap the network, with its parameters as they are now, as a discrete python-control system.
@@ -139,6 +140,7 @@ class Recurrent(nn.Module):
             )
         return x0
 
+    @abstractmethod
     def forward(
         self, u: torch.Tensor, x0: torch.Tensor | None = None, *, checkpoint: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -168,4 +170,3 @@ class Recurrent(nn.Module):
         ValueError, TypeError
             Shape or dtype of `u` or `x0`.
         """
-        raise NotImplementedError
