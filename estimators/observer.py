@@ -82,7 +82,7 @@ class R2DNObserver:
         Widths of its hidden layers.
     contraction_rate : float
         Designed rate, in (0, 1].
-    activation : {'relu', 'tanh'}
+    activation : {'relu', 'leaky_relu', 'elu', 'tanh', 'sigmoid', 'softplus'}
         Of the network.
     initialisation : {'kalman', 'random'}
         Start of the parameters; 'random' is the published one.
