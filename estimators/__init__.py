@@ -3,6 +3,7 @@
 from estimators.base import Estimate, Estimator
 from estimators.benchmark import benchmark
 from estimators.certificates import Certificate, certify
+from estimators.consistency import consistency
 from estimators.gaussian import (
     CubatureKalmanFilter,
     ExtendedKalmanFilter,
@@ -48,6 +49,7 @@ __all__ = [
     "UnscentedKalmanFilter",
     "benchmark",
     "certify",
+    "consistency",
     "load",
     "plot_error_decay",
     "plot_estimates",

@@ -62,7 +62,7 @@ def run(estimator: Estimator, dataset: xr.Dataset, *, x0=None, P0=None, progress
 
 def estimate_batch(estimator: Estimator, dataset: xr.Dataset, *, x0=None, P0=None, progress: bool = False) -> Estimate:
     """As `run`, as tensors (trajectory, time, state[, state])."""
-    state, u, y = _start(estimator, dataset, x0, P0)
+    state, u, y = start(estimator, dataset, x0, P0)
     name = type(estimator).__name__
     extra = {}
     if progress and "progress" in inspect.signature(estimator.estimate_sequence).parameters:
@@ -101,15 +101,15 @@ def smooth(estimator: GaussianFilter, dataset: xr.Dataset, *, x0=None, P0=None) 
     """
     if not isinstance(estimator, GaussianFilter):
         raise TypeError(f"smooth takes a Gaussian filter, got {type(estimator).__name__}")
-    mean, cov = smooth_sequence(estimator, *_start(estimator, dataset, x0, P0))
+    mean, cov = smooth_sequence(estimator, *start(estimator, dataset, x0, P0))
     _warn_where_not_finite(f"the smoother of {type(estimator).__name__}", mean)
     dims = ("trajectory", "time", "state")
     variables = {"smoothed": (dims, mean.numpy()), "smoothed_cov": ((*dims, "state_"), cov.numpy())}
     return _labelled(estimator, dataset, variables)
 
 
-def _start(estimator, dataset, x0, P0):
-    """State at the beginning, inputs and measurements."""
+def start(estimator: Estimator, dataset: xr.Dataset, x0, P0) -> tuple:
+    """State at the beginning, inputs and measurements; x0 and P0 as for `run`."""
     model = estimator.model
     validate(dataset, model)
     _, u, y = to_tensors(dataset)

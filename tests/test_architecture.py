@@ -55,6 +55,7 @@ ORDER = [
     "estimators.observer",
     "estimators.run",
     "estimators.metrics",
+    "estimators.consistency",
     "estimators.benchmark",
     "estimators.certificates.result",
     "estimators.certificates.rigorous",

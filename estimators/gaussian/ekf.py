@@ -19,6 +19,8 @@ class ExtendedKalmanFilter(GaussianFilter):
         Process and measurement covariances.
     Q, R : array_like, optional
         The same as matrices instead of `noise`.
+    gate : float, optional
+        Probability with which a right measurement is used; see :class:`~estimators.gaussian.filter.GaussianFilter`.
     """
 
     def _transition(self, state, u):
@@ -47,6 +49,8 @@ class IteratedExtendedKalmanFilter(ExtendedKalmanFilter):
         Process and measurement covariances.
     Q, R : array_like, optional
         The same as matrices instead of `noise`.
+    gate : float, optional
+        Probability with which a right measurement is used; see :class:`~estimators.gaussian.filter.GaussianFilter`.
     iterations : int
         At most so many; it stops where no state moves by more than 1e-10 of its predicted deviation.
 
@@ -56,8 +60,8 @@ class IteratedExtendedKalmanFilter(ExtendedKalmanFilter):
         `iterations` below 1, or as for the noise.
     """
 
-    def __init__(self, model, noise=None, *, Q=None, R=None, iterations: int = 10):
-        super().__init__(model, noise, Q=Q, R=R)
+    def __init__(self, model, noise=None, *, Q=None, R=None, gate: float | None = None, iterations: int = 10):
+        super().__init__(model, noise, Q=Q, R=R, gate=gate)
         if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
             raise ValueError(f"iterations must be a positive integer, got {iterations!r}")
         self.iterations = iterations

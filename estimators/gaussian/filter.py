@@ -2,8 +2,11 @@
 
 import copy
 from abc import ABC, abstractmethod
+from numbers import Real
 from typing import NamedTuple
 
+import numpy as np
+import scipy.stats
 import torch
 
 from estimators.base import Estimate, check_measurement, check_record, stack_steps
@@ -50,6 +53,9 @@ class GaussianFilter(ABC):
         Process and measurement covariances.
     Q, R : array_like, optional
         The same as matrices, (nstates, nstates) and (noutputs, noutputs), instead of `noise`.
+    gate : float, optional
+        Probability with which a right measurement is used: one whose normalised innovation squared lies
+        beyond that quantile of its chi-square distribution is left out as an outlier. Default: all are used.
 
     Raises
     ------
@@ -60,7 +66,15 @@ class GaussianFilter(ABC):
         semidefinite of the plant's size (a sequence of matrices is refused, not truncated).
     """
 
-    def __init__(self, model: StateSpaceModel, noise: GaussianNoise | None = None, *, Q=None, R=None):
+    def __init__(
+        self,
+        model: StateSpaceModel,
+        noise: GaussianNoise | None = None,
+        *,
+        Q=None,
+        R=None,
+        gate: float | None = None,
+    ):
         if not isinstance(model, StateSpaceModel):
             raise TypeError(f"model must be a StateSpaceModel as plants.discretize returns, got {type(model).__name__}")
         if (noise is None) == (Q is None and R is None) or (noise is None and (Q is None or R is None)):
@@ -70,7 +84,9 @@ class GaussianFilter(ABC):
         if not isinstance(noise, GaussianNoise):
             raise TypeError(f"noise must be a GaussianNoise, got {type(noise).__name__}: covariances go into Q= and R=")
         noise.check_sizes(model.nstates, model.noutputs)
-        self.model = model
+        if gate is not None and (isinstance(gate, bool) or not isinstance(gate, Real) or not 0 < gate < 1):
+            raise ValueError(f"gate must be a probability between 0 and 1, or None, got {gate!r}")
+        self.model, self.gate = model, gate
         self._set_noise(noise)
 
     def _set_noise(self, noise: GaussianNoise) -> None:
@@ -121,21 +137,71 @@ class GaussianFilter(ABC):
         factor = triangular_factor(torch.cat([moved, noise.expand(*moved.shape[:-1], noise.shape[-1])], dim=-1))
         return GaussianState(wrap(mean, self._state_angles), factor, state.time + self.model.dt)
 
-    def correct(self, state: GaussianState, y, u=None) -> GaussianState:
-        """Use a measurement `y` (..., noutputs) taken under input `u` of the same instant.
+    def correct(self, state: GaussianState, y, u=None, *, sensor=None) -> GaussianState:
+        """Use a measurement taken under input `u` of the same instant.
 
-        Channels that are NaN were not measured; the others are used, with their share of a
-        correlated R.
+        Parameters
+        ----------
+        state : GaussianState
+            Predicted belief.
+        y : array_like
+            (..., noutputs), or the channels of `sensor` in its order. Channels that are NaN were not
+            measured; the others are used, with their share of a correlated R.
+        u : array_like, optional
+            (..., ninputs).
+        sensor : str or sequence of str, optional
+            Labels of the outputs that `y` holds; the others were not measured.
+
+        Returns
+        -------
+        GaussianState
+
+        Raises
+        ------
+        ValueError
+            No such output, or another number of channels.
         """
-        return self.correct_with_likelihood(state, y, u)[0]
+        return self.correct_with_likelihood(state, y, u, sensor=sensor)[0]
 
-    def correct_with_likelihood(self, state: GaussianState, y, u=None) -> tuple[GaussianState, torch.Tensor]:
-        """As `correct`, and the log-likelihood of the measurement, (...,)."""
+    def correct_with_likelihood(
+        self, state: GaussianState, y, u=None, *, sensor=None
+    ) -> tuple[GaussianState, torch.Tensor]:
+        """As `correct`, and the log-likelihood of what was used, (...,)."""
+        found = self._correction(state, y, u, sensor)
+        mean, factor, likelihood = found[:3]
+        if self.gate is not None:
+            used = found.whitened.square().sum(-1) <= self._threshold((found.whitened != 0).sum(-1))
+            mean = torch.where(used[..., None], mean, state.mean)
+            factor = torch.where(used[..., None, None], factor, state.factor)
+            likelihood = torch.where(used, likelihood, torch.zeros_like(likelihood))
+        return GaussianState(wrap(mean, self._state_angles), factor, state.time), likelihood
+
+    def innovation(self, state: GaussianState, y, u=None, *, sensor=None) -> torch.Tensor:
+        """Whitened innovation of a measurement, (..., noutputs): white with variance 1 if model and noise are right.
+
+        Channels that were not measured are 0; the squares sum to the normalised innovation squared (NIS).
+        """
+        return self._correction(state, y, u, sensor).whitened
+
+    def _threshold(self, channels):
+        quantiles = scipy.stats.chi2.ppf(self.gate, np.arange(1, self.model.noutputs + 1))
+        return torch.from_numpy(np.concatenate([[np.inf], quantiles]))[channels]
+
+    def _correction(self, state, y, u, sensor):
         if not isinstance(state, GaussianState):
             raise TypeError(f"state must be the GaussianState that init or step returned, got {type(state).__name__}")
-        u, y = check_measurement(self.model, u, y)
-        mean, factor, likelihood = self._correct(state, u, y)
-        return GaussianState(wrap(mean, self._state_angles), factor, state.time), likelihood
+        u, y = check_measurement(self.model, u, y if sensor is None else self._all_channels(y, sensor))
+        return self._correct(state, u, y)
+
+    def _all_channels(self, y, sensor):
+        names, labels = [sensor] if isinstance(sensor, str) else list(sensor), self.model.output_labels
+        unknown = [name for name in names if name not in labels]
+        if unknown or len(set(names)) < len(names):
+            raise ValueError(f"sensor must name different outputs of {list(labels)}, got {names}")
+        y = as_tensor(y, "y", len(names), finite=False)
+        whole = y.new_full((*y.shape[:-1], len(labels)), torch.nan)
+        whole[..., [labels.index(name) for name in names]] = y
+        return whole
 
     def step(self, state: GaussianState, u, y) -> tuple[GaussianState, Estimate]:
         """Correct with u and y of instant k, then predict to k+1.
@@ -178,4 +244,4 @@ class GaussianFilter(ABC):
 
     @abstractmethod
     def _correct(self, state, u, y):
-        """Mean, factor and log-likelihood after a measurement, from :func:`estimators.gaussian.update.correct`."""
+        """Outcome of a measurement, from :func:`estimators.gaussian.update.correct`."""

@@ -22,6 +22,8 @@ class KalmanFilter(ExtendedKalmanFilter):
         Process and measurement covariances.
     Q, R : array_like, optional
         The same as matrices instead of `noise`.
+    gate : float, optional
+        Probability with which a right measurement is used; see :class:`~estimators.gaussian.filter.GaussianFilter`.
 
     Raises
     ------
@@ -29,8 +31,16 @@ class KalmanFilter(ExtendedKalmanFilter):
         The plant is not linear.
     """
 
-    def __init__(self, model: StateSpaceModel, noise: GaussianNoise | None = None, *, Q=None, R=None):
-        super().__init__(model, noise, Q=Q, R=R)
+    def __init__(
+        self,
+        model: StateSpaceModel,
+        noise: GaussianNoise | None = None,
+        *,
+        Q=None,
+        R=None,
+        gate: float | None = None,
+    ):
+        super().__init__(model, noise, Q=Q, R=R, gate=gate)
         if model.matrices is None:
             raise TypeError(f"{model.name!r} is not linear: use ExtendedKalmanFilter or UnscentedKalmanFilter")
 

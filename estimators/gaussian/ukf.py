@@ -30,6 +30,8 @@ class UnscentedKalmanFilter(GaussianFilter):
         Process and measurement covariances.
     Q, R : array_like, optional
         The same as matrices instead of `noise`.
+    gate : float, optional
+        Probability with which a right measurement is used; see :class:`~estimators.gaussian.filter.GaussianFilter`.
     alpha : float
         Spread of the points, in (0, 1].
     beta : float
@@ -50,11 +52,12 @@ class UnscentedKalmanFilter(GaussianFilter):
         *,
         Q=None,
         R=None,
+        gate: float | None = None,
         alpha: float = 1.0,
         beta: float = 2.0,
         kappa: float = 0.0,
     ):
-        super().__init__(model, noise, Q=Q, R=R)
+        super().__init__(model, noise, Q=Q, R=R, gate=gate)
         if not 0 < alpha <= 1:
             raise ValueError(f"alpha must be in (0, 1], got {alpha}")
         if not model.nstates + kappa > 0:
@@ -114,10 +117,20 @@ class CubatureKalmanFilter(UnscentedKalmanFilter):
         Process and measurement covariances.
     Q, R : array_like, optional
         The same as matrices instead of `noise`.
+    gate : float, optional
+        Probability with which a right measurement is used; see :class:`~estimators.gaussian.filter.GaussianFilter`.
     """
 
-    def __init__(self, model: StateSpaceModel, noise: GaussianNoise | None = None, *, Q=None, R=None):
-        super().__init__(model, noise, Q=Q, R=R, alpha=1.0, beta=0.0, kappa=0.0)
+    def __init__(
+        self,
+        model: StateSpaceModel,
+        noise: GaussianNoise | None = None,
+        *,
+        Q=None,
+        R=None,
+        gate: float | None = None,
+    ):
+        super().__init__(model, noise, Q=Q, R=R, gate=gate, alpha=1.0, beta=0.0, kappa=0.0)
 
 
 def _for_points(u):

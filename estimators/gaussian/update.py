@@ -5,8 +5,31 @@ semidefinite whatever the rounding, and half the digits of a badly scaled P are 
 """
 
 import math
+from typing import NamedTuple
 
 import torch
+
+
+class Correction(NamedTuple):
+    """Outcome of :func:`correct`.
+
+    Attributes
+    ----------
+    mean : torch.Tensor
+        (..., nx).
+    factor : torch.Tensor
+        (..., nx, nx), lower triangular.
+    log_likelihood : torch.Tensor
+        (...,), of the measured channels.
+    whitened : torch.Tensor
+        (..., ny), the innovation through the inverse of its covariance's factor: independent, of variance 1, if
+        model and noise are right; 0 in channels that were not measured.
+    """
+
+    mean: torch.Tensor
+    factor: torch.Tensor
+    log_likelihood: torch.Tensor
+    whitened: torch.Tensor
 
 
 def triangular_factor(wide: torch.Tensor) -> torch.Tensor:
@@ -31,7 +54,7 @@ def correct(
     output_rows: torch.Tensor,
     state_rows: torch.Tensor,
     noise_factor: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> Correction:
     """Kalman correction in array form.
 
     With joint factor [[R^(1/2), Ny], [0, Nx]] of (output, state), where Ny Ny' is the output
@@ -52,12 +75,7 @@ def correct(
 
     Returns
     -------
-    mean : torch.Tensor
-        (..., nx).
-    factor : torch.Tensor
-        (..., nx, nx), lower triangular.
-    log_likelihood : torch.Tensor
-        (...,), of the measured channels.
+    Correction
 
     Raises
     ------
@@ -95,4 +113,4 @@ def correct(
     log_likelihood = (
         -0.5 * whitened.square().sum(dim=(-2, -1)) - pivots.log().sum(dim=-1) - 0.5 * math.log(2 * math.pi) * count
     )
-    return mean + (gain_root @ whitened)[..., 0], factor, log_likelihood
+    return Correction(mean + (gain_root @ whitened)[..., 0], factor, log_likelihood, whitened[..., 0])

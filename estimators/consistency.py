@@ -1,0 +1,104 @@
+"""Tests of a Gaussian filter: honest covariance, white innovations."""
+
+import numpy as np
+import scipy.stats
+import torch
+import xarray as xr
+
+from estimators.gaussian.filter import GaussianFilter
+from estimators.metrics import errors, nees
+from estimators.run import start
+from plants.schema import to_tensors
+
+LAGS = 10
+
+
+def consistency(estimator: GaussianFilter, dataset: xr.Dataset, *, x0=None, P0=None, level: float = 0.99) -> xr.Dataset:
+    """Test a Gaussian filter on data: normalised innovations, their whiteness, normalised errors.
+
+    If model and noise are what the filter believes, whitened innovations are independent with variance 1: the
+    normalised innovation squared (NIS) has a chi-square distribution with as many degrees of freedom as there are
+    channels, and no lag is correlated. With true states the normalised estimation error squared (NEES) is tested too,
+    over trajectories at each time, since errors of one trajectory are correlated in time (Bar-Shalom, Li and
+    Kirubarajan, Estimation with Applications to Tracking and Navigation, ch. 5.4).
+
+    Parameters
+    ----------
+    estimator : KalmanFilter, ExtendedKalmanFilter, UnscentedKalmanFilter or one of their kind
+        The filter.
+    dataset : xarray.Dataset
+        Trajectories of its plant, with or without true states.
+    x0, P0 : array_like, optional
+        Start and its covariance, as for `run`.
+    level : float
+        Probability with which a consistent filter stays within each band.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``innovation`` (trajectory, time, output), whitened; ``nis`` (trajectory, time); ``autocorrelation`` (lag,
+        output) of the innovations; with true states ``nees`` (trajectory, time), of the predicted estimate. Attributes:
+        ``nis_per_channel`` and ``nees_per_state``, means that should be 1; ``nis_band``, ``nees_band`` (of a mean over
+        trajectories at one time) and ``autocorrelation_band``; ``nees_inside``, the share of times within its band;
+        ``innovations_consistent`` and ``innovations_white``, 1 or 0.
+
+    Raises
+    ------
+    TypeError
+        Not a Gaussian filter.
+    ValueError
+        As for `run`, or `level` not between 0 and 1.
+    """
+    if not isinstance(estimator, GaussianFilter):
+        raise TypeError(f"consistency takes a Gaussian filter, got {type(estimator).__name__}")
+    if not 0 < level < 1:
+        raise ValueError(f"level must be between 0 and 1, got {level!r}")
+    state, u, y = start(estimator, dataset, x0, P0)
+    whitened, means, covs = [], [], []
+    for k in range(y.shape[1]):
+        means.append(state.mean)
+        covs.append(state.cov)
+        whitened.append(estimator.innovation(state, y[:, k], u[:, k]))
+        state = estimator.predict(estimator.correct(state, y[:, k], u[:, k]), u[:, k])
+    w, measured = torch.stack(whitened, 1).numpy(), ~torch.isnan(y).numpy()
+    tail = (1 - level) / 2
+
+    def band(freedom):
+        return [float(scipy.stats.chi2.ppf(p, freedom) / freedom) for p in (tail, 1 - tail)]
+
+    nis, channels = np.square(w).sum(-1), measured.sum()
+    mean, nis_band = float(nis.sum() / channels), band(channels)
+    lags = np.arange(1, min(LAGS, w.shape[1] - 1) + 1)
+    pairs = [(measured[:, lag:] & measured[:, :-lag]).sum((0, 1)) for lag in lags]
+    correlation = np.array([(w[:, lag:] * w[:, :-lag]).sum((0, 1)) for lag in lags]) / np.maximum(pairs, 1)
+    # a product of two independent standard normal numbers has variance 1; one band for all lags and outputs
+    each = 1 - (1 - level) / max(correlation.size, 1)
+    correlation_band = scipy.stats.norm.ppf((1 + each) / 2) / np.sqrt(np.maximum(pairs, 1))
+    dims, labels = ("trajectory", "time", "output"), list(estimator.model.output_labels)
+    variables = {
+        "innovation": (dims, w),
+        "nis": (dims[:2], nis),
+        "autocorrelation": (("lag", "output"), correlation.reshape(len(lags), -1)),
+    }
+    attributes = {
+        "estimator": type(estimator).__name__,
+        "level": level,
+        "nis_per_channel": mean,
+        "nis_band": nis_band,
+        "innovations_consistent": int(nis_band[0] <= mean <= nis_band[1]),
+        "autocorrelation_band": float(np.max(correlation_band, initial=0.0)),
+        "innovations_white": int((np.abs(correlation) <= correlation_band).all()),
+    }
+    x = to_tensors(dataset)[0]
+    if x is not None:
+        error = errors(estimator.model, torch.stack(means, 1), x)
+        variables["nees"] = (dims[:2], values := nees(error, torch.stack(covs, 1).numpy()))
+        nees_band, nx = band(len(y) * estimator.model.nstates), estimator.model.nstates
+        at_times = values.mean(0) / nx
+        attributes |= {
+            "nees_per_state": float(at_times.mean()),
+            "nees_band": nees_band,
+            "nees_inside": float(((nees_band[0] <= at_times) & (at_times <= nees_band[1])).mean()),
+        }
+    coordinates = {"output": labels, "lag": lags} | {k: dataset.coords[k] for k in ("time",) if k in dataset.coords}
+    return xr.Dataset(variables, coordinates, attributes)
