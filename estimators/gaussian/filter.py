@@ -170,7 +170,7 @@ class GaussianFilter(ABC):
         found = self._correction(state, y, u, sensor)
         mean, factor, likelihood = found[:3]
         if self.gate is not None:
-            used = found.whitened.square().sum(-1) <= self._threshold((found.whitened != 0).sum(-1))
+            used = found.whitened.square().sum(-1) <= self._threshold(found.channels)
             mean = torch.where(used[..., None], mean, state.mean)
             factor = torch.where(used[..., None, None], factor, state.factor)
             likelihood = torch.where(used, likelihood, torch.zeros_like(likelihood))

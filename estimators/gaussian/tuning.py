@@ -94,6 +94,7 @@ def tune(estimator, dataset: xr.Dataset, *, trajectories: int = 64, steps: int =
         trial = estimator.with_factors(
             (scale[:, :nx, None] * process)[:, None], (scale[:, nx:, None] * measurement)[:, None]
         )
+        trial.gate = None  # a filter that leaves everything out would be the likeliest
         state = trial.init(start.expand(len(points), *start.shape), P0)
         total = torch.zeros(len(points), len(y), dtype=torch.float64)
         for k in range(length):

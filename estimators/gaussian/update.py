@@ -24,12 +24,15 @@ class Correction(NamedTuple):
     whitened : torch.Tensor
         (..., ny), the innovation through the inverse of its covariance's factor: independent, of variance 1, if
         model and noise are right; 0 in channels that were not measured.
+    channels : torch.Tensor
+        (...,), how many were measured.
     """
 
     mean: torch.Tensor
     factor: torch.Tensor
     log_likelihood: torch.Tensor
     whitened: torch.Tensor
+    channels: torch.Tensor
 
 
 def triangular_factor(wide: torch.Tensor) -> torch.Tensor:
@@ -113,4 +116,4 @@ def correct(
     log_likelihood = (
         -0.5 * whitened.square().sum(dim=(-2, -1)) - pivots.log().sum(dim=-1) - 0.5 * math.log(2 * math.pi) * count
     )
-    return Correction(mean + (gain_root @ whitened)[..., 0], factor, log_likelihood, whitened[..., 0])
+    return Correction(mean + (gain_root @ whitened)[..., 0], factor, log_likelihood, whitened[..., 0], count)

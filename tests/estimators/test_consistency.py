@@ -85,6 +85,27 @@ class TestGate:
         plain, gated = (np.sqrt(np.mean(np.square(e), axis=(0, 1))) for e in error)
         assert (gated < 0.7 * plain).all()
 
+    def test_a_missing_channel_does_not_count(self):
+        setting = plants.scenario("quadruple_tank")
+        gated = est.ExtendedKalmanFilter(setting.model, setting.noise, gate=0.9)
+        plain = est.ExtendedKalmanFilter(setting.model, setting.noise)
+        state, u = gated.init([10.0, 11.0, 2.0, 1.5], 1e-6), [0.0] * setting.model.ninputs
+        expected = setting.model.output(state.mean, torch.zeros(2, dtype=torch.float64)).numpy()
+        deviation = np.sqrt(setting.noise.measurement_cov[0, 0])
+        # beyond 90 % of one channel (1.645 deviations), within 90 % of two (2.146)
+        both, one = expected + np.array([1.9 * deviation, 0.0]), [expected[0] + 1.9 * deviation, np.nan]
+        assert torch.equal(gated.correct(state, both, u).mean, plain.correct(state, both, u).mean)
+        assert torch.equal(gated.correct(state, one, u).mean, state.mean)
+
+    def test_tuning_looks_at_every_measurement(self):
+        setting = plants.scenario("pendulum")
+        data = setting.simulate(16, 60, seed=0)
+        found = [
+            est.ExtendedKalmanFilter(setting.model, wrong(setting.noise, measurement=0.2), gate=g).tune(data)
+            for g in (None, 0.9)
+        ]
+        np.testing.assert_allclose(found[0].noise.measurement_cov, found[1].noise.measurement_cov)
+
     def test_bad_input(self):
         setting = plants.scenario("pendulum")
         for gate in (0, 1, 1.5, "high", True):
