@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from estimators.base import Estimate, check_measurement, check_record, stack_steps
+from estimators.gaussian.filter import start_factor
 from plants.angles import wrap
-from plants.arrays import as_covariance, as_tensor, covariance_factor
+from plants.arrays import covariance_factor
 from plants.model import StateSpaceModel
 from plants.noise import GaussianNoise
 
@@ -79,10 +80,7 @@ class _Sampled(ABC):
         ValueError
             `P0` missing or not a covariance, `x0` of the wrong shape or not finite.
         """
-        x0 = as_tensor(x0, "x0", self.model.nstates)
-        if P0 is None:
-            raise ValueError(f"P0 is missing: {type(self).__name__} needs the covariance of the start")
-        factor = torch.from_numpy(covariance_factor(as_covariance(P0, "P0", self.model.nstates)))
+        x0, factor = start_factor(self, x0, P0)
         drawn = self._normal(0, 0, self.model.nstates) @ factor.mT
         particles = wrap(x0[..., None, :] + drawn, self.model.state_is_angle)
         even = torch.full(particles.shape[:-1], -math.log(self.count), dtype=torch.float64)

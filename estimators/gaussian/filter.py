@@ -9,7 +9,7 @@ import numpy as np
 import scipy.stats
 import torch
 
-from estimators.base import Estimate, check_measurement, check_record, stack_steps
+from estimators.base import Estimate, Estimator, check_measurement, check_record, stack_steps
 from estimators.gaussian.tuning import TuneResult, tune
 from estimators.gaussian.update import triangular_factor
 from plants.angles import wrap
@@ -40,6 +40,15 @@ class GaussianState(NamedTuple):
         """Covariance, (..., nstates, nstates), exactly symmetric."""
         product = self.factor @ self.factor.mT
         return (product + product.mT) / 2
+
+
+def start_factor(estimator: Estimator, x0, P0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Validate the start of an estimator that needs a covariance: x0 (..., nstates) and a factor of P0."""
+    nstates = estimator.model.nstates
+    x0 = as_tensor(x0, "x0", nstates)
+    if P0 is None:
+        raise ValueError(f"P0 is missing: {type(estimator).__name__} needs the covariance of the start")
+    return x0, torch.from_numpy(covariance_factor(as_covariance(P0, "P0", nstates)))
 
 
 class GaussianFilter(ABC):
@@ -87,6 +96,8 @@ class GaussianFilter(ABC):
         if gate is not None and (isinstance(gate, bool) or not isinstance(gate, Real) or not 0 < gate < 1):
             raise ValueError(f"gate must be a probability between 0 and 1, or None, got {gate!r}")
         self.model, self.gate = model, gate
+        quantiles = [] if gate is None else scipy.stats.chi2.ppf(gate, np.arange(1, model.noutputs + 1))
+        self._thresholds = torch.tensor([np.inf, *quantiles], dtype=torch.float64)  # by the number of channels
         self._set_noise(noise)
 
     def _set_noise(self, noise: GaussianNoise) -> None:
@@ -125,10 +136,7 @@ class GaussianFilter(ABC):
         ValueError
             `P0` missing or not a covariance, `x0` of the wrong shape or not finite.
         """
-        x0 = as_tensor(x0, "x0", self.model.nstates)
-        if P0 is None:
-            raise ValueError(f"P0 is missing: {type(self).__name__} needs the covariance of the start")
-        factor = torch.from_numpy(covariance_factor(as_covariance(P0, "P0", self.model.nstates)))
+        x0, factor = start_factor(self, x0, P0)
         return GaussianState(wrap(x0, self.model.state_is_angle), factor.expand(*x0.shape[:-1], *factor.shape))
 
     def predict(self, state: GaussianState, u=None) -> GaussianState:
@@ -170,7 +178,7 @@ class GaussianFilter(ABC):
         found = self._correction(state, y, u, sensor)
         mean, factor, likelihood = found[:3]
         if self.gate is not None:
-            used = found.whitened.square().sum(-1) <= self._threshold(found.channels)
+            used = found.whitened.square().sum(-1) <= self._thresholds[found.channels]
             mean = torch.where(used[..., None], mean, state.mean)
             factor = torch.where(used[..., None, None], factor, state.factor)
             likelihood = torch.where(used, likelihood, torch.zeros_like(likelihood))
@@ -182,10 +190,6 @@ class GaussianFilter(ABC):
         Channels that were not measured are 0; the squares sum to the normalised innovation squared (NIS).
         """
         return self._correction(state, y, u, sensor).whitened
-
-    def _threshold(self, channels):
-        quantiles = scipy.stats.chi2.ppf(self.gate, np.arange(1, self.model.noutputs + 1))
-        return torch.from_numpy(np.concatenate([[np.inf], quantiles]))[channels]
 
     def _correction(self, state, y, u, sensor):
         if not isinstance(state, GaussianState):

@@ -14,16 +14,14 @@ from estimators.networks.rollout import Recursion, rollout
 from estimators.networks.streaming import Stream
 
 
-def contraction(free: torch.Tensor) -> torch.Tensor:
-    """Map any matrix to one of norm below 1, and every such matrix is reached: W R^-1 with R'R = I + W'W."""
-    return torch.linalg.solve_triangular(_factor(free), free, upper=True, left=False)
+def contraction(free: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Map any matrix to one of norm below 1, D = W R^-1 with R'R = I + W'W upper; every such D is reached.
 
-
-def _factor(free):
-    """Upper R with R'R = I + W'W, so that I - D'D = (R R')^-1 for D = W R^-1."""
+    Returns D and R, for which I - D'D = (R R')^-1.
+    """
     n = free.shape[1]
-    gram = torch.eye(n, dtype=free.dtype, device=free.device) + free.mT @ free
-    return torch.linalg.cholesky(gram).mT
+    R = torch.linalg.cholesky(torch.eye(n, dtype=free.dtype, device=free.device) + free.mT @ free).mT
+    return torch.linalg.solve_triangular(R, free, upper=True, left=False), R
 
 
 class R2DN(Recurrent):
@@ -167,16 +165,13 @@ class R2DN(Recurrent):
 
     def _feedthrough(self, par):
         """D12, D21, D22 such that [[0, D12], [D21, D22]] has norm below 1 (Parrott), complete."""
-        R = _factor(par["D12"])
-        D12 = torch.linalg.solve_triangular(R, par["D12"], upper=True, left=False)
+        D12, R = contraction(par["D12"])
         if self.identity_output:
             ny = self.nstates
             return SHRINK * D12, D12.new_zeros(ny, self.nfeedback), D12.new_zeros(ny, self.ninputs)
-        # the same for rows: I - D21 D21' = (L' L)^-1
-        Lt = _factor(par["D21"].mT)
-        D21 = torch.linalg.solve_triangular(Lt.mT, par["D21"], upper=False)
-        K = contraction(par["D22"])
-        inner = torch.linalg.solve_triangular(Lt.mT, K, upper=False)
+        transposed, L = contraction(par["D21"].mT)  # I - D21 D21' = (L L')^-1
+        D21, (K, _) = transposed.mT, contraction(par["D22"])
+        inner = torch.linalg.solve_triangular(L.mT, K, upper=False)
         D22 = torch.linalg.solve_triangular(R, inner, upper=True, left=False)
         return SHRINK * D12, SHRINK * D21, SHRINK * D22
 

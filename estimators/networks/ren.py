@@ -29,7 +29,7 @@ class RENMatrices(NamedTuple):
         (nv, nx), (nv, nv) strictly lower triangular, (nv, nu), (nv,).
     C2, D21, D22, by : torch.Tensor
         (ny, nx), (ny, nv), (ny, nu), (ny,).
-    metric : torch.Tensor
+    metric : torch.Tensor or None
         P, (nx, nx).
     multiplier : torch.Tensor
         Diagonal of Lambda, (nv,): P and Lambda satisfy the contraction inequality.
@@ -57,7 +57,7 @@ class RENMatrices(NamedTuple):
     D21: torch.Tensor
     D22: torch.Tensor
     by: torch.Tensor
-    metric: torch.Tensor
+    metric: torch.Tensor | None
     multiplier: torch.Tensor
     contraction_rate: float
     supply: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None

@@ -8,20 +8,15 @@ Time first, batch second, features last. Times are processed in chunks that stay
 outputs and, backwards, the weight gradients of a chunk are single products over (time x batch).
 """
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from estimators.networks.activations import ACTIVATIONS
 
 ROWS = 2048
 """Rows (time x batch) of a chunk: where the measured time is smallest, from batch 64 to 1024."""
-
-HUGE = 2**25
-"""Bytes from which on the C library maps and unmaps a buffer at every call instead of keeping it."""
 
 
 class Recursion(NamedTuple):
@@ -140,14 +135,6 @@ def _chunk(steps, batch):
     return max(1, min(steps, ROWS // max(batch, 1)))
 
 
-def _empty(like, *shape):
-    """Buffer for a whole sequence. NumPy asks for huge pages, which spares large buffers most of their page faults."""
-    dtype = {torch.float32: np.float32, torch.float64: np.float64}.get(like.dtype)
-    if dtype is None or like.device.type != "cpu" or math.prod(shape) * like.itemsize < HUGE:
-        return like.new_empty(shape)
-    return torch.from_numpy(np.empty(shape, dtype))
-
-
 def _fill(Z, x, u):
     """Write start, inputs and the constant into the rows z of a chunk."""
     nx = x.shape[1]
@@ -185,9 +172,9 @@ def _evaluate(system, x0, u, states, store, boundaries=None):
     steps, batch, nu = u.shape
     nx, K = len(system.M), _chunk(steps, batch)
     transposed = _transposed(system)
-    Z = _empty(x0, (steps if store else K) + 1, batch, nx + nu + 1)
+    Z = x0.new_empty((steps if store else K) + 1, batch, nx + nu + 1)
     Z[..., -1] = 1
-    H = [_empty(x0, steps if store else K, batch, len(w)) for w in system.weights]
+    H = [x0.new_empty(steps if store else K, batch, len(w)) for w in system.weights]
     if not store:  # of a layer that only feeds the next one, one instant is enough
         H[:-1] = [h[:1].expand(K, -1, -1) for h in H[:-1]]
     X = x0.new_empty(steps + 1, batch, nx) if states else None
