@@ -117,7 +117,7 @@ class Coordinates:
         self, u: np.ndarray, y: np.ndarray, held: np.ndarray, startup: float
     ) -> tuple[np.ndarray, np.ndarray | float, np.ndarray]:
         """Do as `network_input` does, for one instant of one trajectory, in NumPy: v, shift and held."""
-        y = _wrap(y, self._angles[0])
+        y = wrap(y, self._angles[0])
         filled, shift = np.where(np.isnan(y), held, y), 0.0
         if self.follows_turns:
             turns = np.nan_to_num(np.round((filled - held) / (2 * math.pi)))
@@ -131,17 +131,11 @@ class Coordinates:
 
     def sample_to_plant(self, z: np.ndarray) -> np.ndarray:
         """Do as `to_plant` does, for one state in NumPy."""
-        return _wrap(z * self.state_scale.numpy() + self.state_centre.numpy(), self._angles[1])
+        return wrap(z * self.state_scale.numpy() + self.state_centre.numpy(), self._angles[1])
 
     def in_frame_of(self, x: torch.Tensor, u: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Add whole turns to the angles of states x (..., nstates) so that they go with measured angles y."""
         return _in_frame_of(self.model, self.carried, x, u, y)
-
-
-def _wrap(values, is_angle):
-    if not is_angle.any():
-        return values
-    return np.where(is_angle, np.remainder(values + math.pi, 2 * math.pi) - math.pi, values)
 
 
 def _in_frame_of(model, carried, x, u, y):
