@@ -1,5 +1,6 @@
 """What every estimator is: a pure step from belief, input and measurement to an estimate."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -19,12 +20,18 @@ class Estimate(NamedTuple):
         (..., nstates), from measurements up to k.
     predicted_cov, filtered_cov : torch.Tensor or None
         (..., nstates, nstates).
+    innovation : torch.Tensor or None
+        (..., noutputs), whitened: independent with variance 1 if model and noise are right; 0 where not measured.
+    log_likelihood : torch.Tensor or None
+        (...,), of the measurement at k given those before.
     """
 
     predicted: torch.Tensor
     filtered: torch.Tensor | None = None
     predicted_cov: torch.Tensor | None = None
     filtered_cov: torch.Tensor | None = None
+    innovation: torch.Tensor | None = None
+    log_likelihood: torch.Tensor | None = None
 
 
 @runtime_checkable
@@ -66,15 +73,22 @@ def check_record(model: StateSpaceModel, u, y) -> tuple[torch.Tensor, torch.Tens
     return u.expand(*lead, *u.shape[-2:]), y.expand(*lead, *y.shape[-2:])
 
 
-def stack_steps(
-    estimator: Estimator, state, u: torch.Tensor, y: torch.Tensor, progress=lambda steps: steps
-) -> Estimate:
-    """Run `step` along the time axis and stack the estimates."""
+def stack_steps(step: Callable, state, count: int, progress=lambda steps: steps) -> Estimate:
+    """Run ``step(state, k) -> (state, estimate)`` over a record and stack the estimates along its time axis.
+
+    Raises
+    ------
+    ValueError
+        As `step` does, with the time step.
+    """
     estimates = []
-    for k in progress(range(y.shape[-2])):
-        state, estimate = estimator.step(state, u[..., k, :], y[..., k, :])
+    for k in progress(range(count)):
+        try:
+            state, estimate = step(state, k)
+        except ValueError as error:
+            raise ValueError(f"at time step {k}: {error}") from error
         estimates.append(estimate)
-    axes = (-2, -2, -3, -3)
+    axes = (-2, -2, -3, -3, -2, -1)
     return Estimate(
         *(
             None if parts[0] is None else torch.stack(parts, dim=axis)

@@ -54,13 +54,8 @@ def consistency(estimator: GaussianFilter, dataset: xr.Dataset, *, x0=None, P0=N
     if not 0 < level < 1:
         raise ValueError(f"level must be between 0 and 1, got {level!r}")
     state, u, y = start(estimator, dataset, x0, P0)
-    whitened, means, covs = [], [], []
-    for k in range(y.shape[1]):
-        means.append(state.mean)
-        covs.append(state.cov)
-        whitened.append(estimator.innovation(state, y[:, k], u[:, k]))
-        state = estimator.predict(estimator.correct(state, y[:, k], u[:, k]), u[:, k])
-    w, measured = torch.stack(whitened, 1).numpy(), ~torch.isnan(y).numpy()
+    estimate = estimator.estimate_sequence(state, u, y)
+    w, measured = estimate.innovation.double().numpy(), ~torch.isnan(y).numpy()
     tail = (1 - level) / 2
 
     def band(freedom):
@@ -91,8 +86,8 @@ def consistency(estimator: GaussianFilter, dataset: xr.Dataset, *, x0=None, P0=N
     }
     x = to_tensors(dataset)[0]
     if x is not None:
-        error = errors(estimator.model, torch.stack(means, 1), x)
-        variables["nees"] = (dims[:2], values := nees(error, torch.stack(covs, 1).numpy()))
+        error = errors(estimator.model, estimate.predicted, x)
+        variables["nees"] = (dims[:2], values := nees(error, estimate.predicted_cov.numpy()))
         nees_band, nx = band(len(y) * estimator.model.nstates), estimator.model.nstates
         at_times = values.mean(0) / nx
         attributes |= {

@@ -52,7 +52,7 @@ class _Sampled(ABC):
             raise TypeError(f"model must be a StateSpaceModel as plants.discretize returns, got {type(model).__name__}")
         if not isinstance(noise, GaussianNoise):
             raise TypeError(f"noise must be a GaussianNoise, got {type(noise).__name__}")
-        noise.check_sizes(model.nstates, model.noutputs)
+        noise.check_sizes(model)
         if isinstance(particles, bool) or not isinstance(particles, int) or particles < 2:
             raise ValueError(f"particles must be an integer of at least 2, got {particles!r}")
         self.model, self.noise, self.count, self.seed = model, noise, particles, int(seed)
@@ -126,7 +126,8 @@ class _Sampled(ABC):
         self, state: ParticleState, u: torch.Tensor, y: torch.Tensor, progress=lambda steps: steps
     ) -> Estimate:
         """Filter a record: u (..., time, ninputs), y (..., time, noutputs)."""
-        return stack_steps(self, state, *check_record(self.model, u, y), progress)
+        u, y = check_record(self.model, u, y)
+        return stack_steps(lambda state, k: self.step(state, u[..., k, :], y[..., k, :]), state, y.shape[-2], progress)
 
     def _moments(self, state):
         """Mean and covariance; angles are averaged about the heaviest particle."""

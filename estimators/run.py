@@ -16,7 +16,14 @@ from plants.schema import to_tensors, validate
 SCHEMA = "contracting-observers estimates 1"
 
 
-def run(estimator: Estimator, dataset: xr.Dataset, *, x0=None, P0=None, progress: bool = False) -> xr.Dataset:
+LEAST, LOST = 20, 25.0
+"""A filter has diverged where most of the measurements in the second half of its record, at least `LEAST`, have a
+normalised innovation squared per channel above `LOST`: five times as large an innovation as its covariance says."""
+
+
+def run(
+    estimator: Estimator, dataset: xr.Dataset, *, x0=None, P0=None, Q=None, R=None, progress: bool = False
+) -> xr.Dataset:
     """Estimate the states of every trajectory of a dataset, in one batch.
 
     Parameters
@@ -29,6 +36,9 @@ def run(estimator: Estimator, dataset: xr.Dataset, *, x0=None, P0=None, progress
         Start, (nstates,) or (trajectory, nstates). Default ``initial_mean`` of the dataset.
     P0 : array_like, optional
         Covariance of the start. Default ``initial_cov`` of the dataset.
+    Q, R : array_like, optional
+        For a Gaussian filter, covariances that change: (time, n, n) or (trajectory, time, n, n). ``R[k]`` is that of
+        the measurement at k, ``Q[k]`` acts on the way from k to k+1. Default: those of the filter.
     progress : bool
         Show a progress bar where the estimator goes step by step.
 
@@ -36,20 +46,25 @@ def run(estimator: Estimator, dataset: xr.Dataset, *, x0=None, P0=None, progress
     -------
     xarray.Dataset
         ``predicted`` and, where the estimator has them, ``filtered``, ``predicted_cov``,
-        ``filtered_cov``, with dimensions (trajectory, time, state[, state_]).
+        ``filtered_cov``, with dimensions (trajectory, time, state[, state_]), ``innovation`` (trajectory, time, output),
+        whitened, and ``log_likelihood`` (trajectory, time).
 
     Raises
     ------
+    TypeError
+        `Q` or `R` for something else than a Gaussian filter.
     ValueError
-        The dataset does not fit the estimator's plant, or nothing is known about the start.
+        The dataset does not fit the estimator's plant, or nothing is known about the start; a singular innovation
+        covariance, with trajectory and time step.
 
     Warns
     -----
     UserWarning
-        Estimates stopped being finite: the first trajectory and time step are named, the
-        values are left as NaN.
+        The estimator diverged: its estimates stopped being finite, or most measurements in the second half of the
+        record lie beyond five times what its covariance says, so that it follows something else. The first trajectory
+        and time step are named; estimates are NaN from there on. A trajectory without a single measurement is named too.
     """
-    estimate = estimate_batch(estimator, dataset, x0=x0, P0=P0, progress=progress)
+    estimate = estimate_batch(estimator, dataset, x0=x0, P0=P0, Q=Q, R=R, progress=progress)
     dims = ("trajectory", "time", "state")
     variables = {"predicted": (dims, estimate.predicted.numpy())}
     if estimate.filtered is not None:
@@ -57,22 +72,61 @@ def run(estimator: Estimator, dataset: xr.Dataset, *, x0=None, P0=None, progress
     for name in ("predicted_cov", "filtered_cov"):
         if getattr(estimate, name) is not None:
             variables[name] = ((*dims, "state_"), getattr(estimate, name).numpy())
+    if estimate.innovation is not None:
+        variables["innovation"] = ((*dims[:2], "output"), estimate.innovation.numpy())
+        variables["log_likelihood"] = (dims[:2], estimate.log_likelihood.numpy())
     return _labelled(estimator, dataset, variables)
 
 
-def estimate_batch(estimator: Estimator, dataset: xr.Dataset, *, x0=None, P0=None, progress: bool = False) -> Estimate:
+def estimate_batch(
+    estimator: Estimator, dataset: xr.Dataset, *, x0=None, P0=None, Q=None, R=None, progress: bool = False
+) -> Estimate:
     """As `run`, as tensors (trajectory, time, state[, state])."""
     state, u, y = start(estimator, dataset, x0, P0)
     name = type(estimator).__name__
-    extra = {}
+    extra = {key: value for key, value in (("Q", Q), ("R", R)) if value is not None}
+    if extra and not isinstance(estimator, GaussianFilter):
+        raise TypeError(f"{sorted(extra)} are for Gaussian filters, got {name}")
     if progress and "progress" in inspect.signature(estimator.estimate_sequence).parameters:
         extra["progress"] = lambda steps: tqdm(steps, desc=name, unit="step", leave=False)
+    measured = ~torch.isnan(y)
+    blind = (~measured).all(dim=(1, 2)).nonzero().flatten().tolist()
+    if blind:
+        warnings.warn(f"trajectories {blind} hold no measurement at all", UserWarning, stacklevel=3)
     estimate = estimator.estimate_sequence(state, u, y, **extra)
-    _warn_where_not_finite(name, estimate.predicted)
-    return estimate
+    lost = ~torch.isfinite(estimate.predicted).all(dim=-1)
+    if estimate.innovation is not None:
+        lost |= _lost_track(estimate.innovation, measured)
+    return _without(estimate, _warn_where(name, lost))
 
 
-def smooth(estimator: GaussianFilter, dataset: xr.Dataset, *, x0=None, P0=None) -> xr.Dataset:
+def _lost_track(innovation: torch.Tensor, measured: torch.Tensor) -> torch.Tensor:
+    """(trajectory, time) bool: from where on most innovations are too large, if they still are at the end."""
+    channels = measured.sum(-1)
+    taken = (channels > 0).long()
+    beyond = (innovation.square().sum(-1) > LOST * channels).long() * taken
+    from_here = [values.flip(1).cumsum(1).flip(1) for values in (beyond, taken)]
+    most = 2 * from_here[0] > from_here[1]
+    middle = measured.shape[1] // 2
+    lost = most[:, middle] & (from_here[1][:, middle] >= LEAST)
+    return most & lost[:, None]
+
+
+def _without(estimate: Estimate, lost: torch.Tensor) -> Estimate:
+    """Estimates with NaN from the first lost instant of each trajectory on."""
+    if not bool(lost.any()):
+        return estimate
+    after = torch.cumsum(lost, 1) > 0
+    return Estimate(
+        *(
+            None if part is None else part.masked_fill(after.reshape(*after.shape, *[1] * (part.ndim - 2)), torch.nan)
+            for part in estimate[:4]
+        ),
+        *estimate[4:],
+    )
+
+
+def smooth(estimator: GaussianFilter, dataset: xr.Dataset, *, x0=None, P0=None, Q=None, R=None) -> xr.Dataset:
     """Estimate every state from the whole of its record, past and future; one batch.
 
     Rauch-Tung-Striebel smoothing with the transition of the filter: exact for a Kalman filter, linearised
@@ -86,6 +140,8 @@ def smooth(estimator: GaussianFilter, dataset: xr.Dataset, *, x0=None, P0=None) 
         Trajectories of the filter's plant.
     x0, P0 : array_like, optional
         Start and its covariance, as for `run`.
+    Q, R : array_like, optional
+        Covariances that change, as for `run`.
 
     Returns
     -------
@@ -101,8 +157,8 @@ def smooth(estimator: GaussianFilter, dataset: xr.Dataset, *, x0=None, P0=None) 
     """
     if not isinstance(estimator, GaussianFilter):
         raise TypeError(f"smooth takes a Gaussian filter, got {type(estimator).__name__}")
-    mean, cov = smooth_sequence(estimator, *start(estimator, dataset, x0, P0))
-    _warn_where_not_finite(f"the smoother of {type(estimator).__name__}", mean)
+    mean, cov = smooth_sequence(estimator, *start(estimator, dataset, x0, P0), Q=Q, R=R)
+    _warn_where(f"the smoother of {type(estimator).__name__}", ~torch.isfinite(mean).all(dim=-1))
     dims = ("trajectory", "time", "state")
     variables = {"smoothed": (dims, mean.numpy()), "smoothed_cov": ((*dims, "state_"), cov.numpy())}
     return _labelled(estimator, dataset, variables)
@@ -127,21 +183,23 @@ def start(estimator: Estimator, dataset: xr.Dataset, x0, P0) -> tuple:
     return estimator.init(x0.expand(len(y), -1), P0), u, y
 
 
-def _warn_where_not_finite(name, values):
-    bad = ~torch.isfinite(values).all(dim=-1)
-    if bool(bad.any()):
-        lost = bad.any(dim=1).nonzero().flatten()
-        first = int(bad[lost[0]].nonzero()[0])
+def _warn_where(name: str, lost: torch.Tensor) -> torch.Tensor:
+    if bool(lost.any()):
+        which = lost.any(dim=1).nonzero().flatten()
+        first = int(lost[which[0]].nonzero()[0])
         warnings.warn(
-            f"{name} diverged on {len(lost)} of {len(bad)} trajectories, first on trajectory {int(lost[0])} "
-            f"at time step {first}; its estimates there are NaN",
+            f"{name} diverged on {len(which)} of {len(lost)} trajectories, first on trajectory {int(which[0])} "
+            f"at time step {first}; its estimates from there on are NaN",
             UserWarning,
             stacklevel=4,
         )
+    return lost
 
 
 def _labelled(estimator, dataset, variables):
-    coordinates = {name: dataset.coords[name] for name in ("time", "state", "trajectory") if name in dataset.coords}
+    coordinates = {
+        name: dataset.coords[name] for name in ("time", "state", "output", "trajectory") if name in dataset.coords
+    }
     coordinates.setdefault("state", list(estimator.model.state_labels))
     return xr.Dataset(
         variables,

@@ -11,6 +11,7 @@ from plants.catalog.quadruple_tank import quadruple_tank
 from plants.catalog.van_der_pol import van_der_pol
 from plants.model import StateSpaceModel, discretize
 from plants.noise import BiasedNoise, GaussianNoise, OutlierNoise
+from plants.parameters import parameters_as_inputs, parameters_as_states
 from plants.region import OperatingRegion
 from plants.schema import cut, from_arrays, from_csv, load_dataset, save_dataset, split, to_tensors, validate
 from plants.simulate import simulate
@@ -32,6 +33,8 @@ __all__ = [
     "mass_spring_damper",
     "measured_double_pendulum",
     "measured_pendulum",
+    "parameters_as_inputs",
+    "parameters_as_states",
     "pendulum",
     "quadruple_tank",
     "save_dataset",

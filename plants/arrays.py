@@ -81,7 +81,7 @@ def _real_dtype(value):
     return np.float64
 
 
-def as_covariance(value, name: str, size: int) -> np.ndarray:
+def as_covariance(value, name: str, size: int, *, batch: bool = False) -> np.ndarray:
     """Validate a covariance matrix; a vector is taken as variances, a scalar as a common variance.
 
     Parameters
@@ -92,16 +92,18 @@ def as_covariance(value, name: str, size: int) -> np.ndarray:
         The caller's argument, named in errors.
     size : int
         Dimension of the random vector.
+    batch : bool
+        Take (..., size, size) matrices as well.
 
     Returns
     -------
     numpy.ndarray
-        (size, size) float64, exactly symmetric.
+        (size, size), or (..., size, size), float64, exactly symmetric.
 
     Raises
     ------
     ValueError
-        Wrong shape (a sequence of matrices included), not finite, not symmetric, or with an
+        Wrong shape (a sequence of matrices included, unless `batch`), not finite, not symmetric, or with an
         eigenvalue below rounding level.
     """
     matrix = as_tensor(value, name).detach().cpu().numpy()
@@ -109,24 +111,34 @@ def as_covariance(value, name: str, size: int) -> np.ndarray:
         matrix = matrix * np.eye(size)
     elif matrix.shape == (size,):
         matrix = np.diag(matrix)
-    if matrix.shape != (size, size):
+    if matrix.shape[-2:] != (size, size) or (matrix.ndim > 2 and not batch):
         raise ValueError(
             f"{name} must be a scalar, ({size},) variances or a ({size}, {size}) matrix, got shape {matrix.shape}"
         )
-    scale = np.sqrt(np.outer(np.abs(np.diag(matrix)), np.abs(np.diag(matrix)))) + np.finfo(float).tiny
-    if np.any(np.abs(matrix - matrix.T) > 1e-8 * scale):
-        i, j = np.unravel_index(np.argmax(np.abs(matrix - matrix.T) / scale), matrix.shape)
+    unit = _deviations(matrix)
+    scale = unit[..., :, None] * unit[..., None, :] + np.finfo(float).tiny
+    asymmetry = np.abs(matrix - matrix.swapaxes(-1, -2)) / scale
+    if np.any(asymmetry > 1e-8):
+        *lead, i, j = (int(k) for k in np.unravel_index(np.argmax(asymmetry), matrix.shape))
         raise ValueError(
-            f"{name} must be symmetric, got entries {matrix[i, j]:g} and {matrix[j, i]:g} at ({i}, {j}) and ({j}, {i})"
+            f"{name} must be symmetric, got entries {matrix[(*lead, i, j)]:g} and {matrix[(*lead, j, i)]:g} at "
+            f"({i}, {j}) and ({j}, {i})" + (f" of matrix {lead}" if lead else "")
         )
-    matrix = (matrix + matrix.T) / 2
+    matrix = (matrix + matrix.swapaxes(-1, -2)) / 2
     # judged as a correlation matrix, so that units (1e-9 beside 1e6) do not hide a negative eigenvalue
-    deviation = np.sqrt(np.maximum(np.diag(matrix), 0))
-    unit = np.where(deviation > 0, deviation, 1.0)
-    smallest = np.linalg.eigvalsh(matrix / np.outer(unit, unit))[0] if size else 0.0
-    if smallest < -1e-10 * max(size, 1):
-        raise ValueError(f"{name} must be positive semidefinite, its scaled smallest eigenvalue is {smallest:.3g}")
+    smallest = np.linalg.eigvalsh(matrix / scale)[..., 0] if size else np.zeros(matrix.shape[:-2])
+    if np.any(smallest < -1e-10 * max(size, 1)):
+        where = np.unravel_index(np.argmin(smallest), smallest.shape)
+        raise ValueError(
+            f"{name} must be positive semidefinite, its scaled smallest eigenvalue is {smallest[where]:.3g}"
+            + (f" in matrix {[int(k) for k in where]}" if where else "")
+        )
     return matrix
+
+
+def _deviations(matrix: np.ndarray) -> np.ndarray:
+    deviation = np.sqrt(np.maximum(np.diagonal(matrix, axis1=-2, axis2=-1), 0))
+    return np.where(deviation > 0, deviation, 1.0)
 
 
 def covariance_factor(matrix: np.ndarray) -> np.ndarray:
@@ -135,14 +147,13 @@ def covariance_factor(matrix: np.ndarray) -> np.ndarray:
     Parameters
     ----------
     matrix : numpy.ndarray
-        (n, n) symmetric positive semidefinite.
+        (..., n, n) symmetric positive semidefinite.
 
     Returns
     -------
     numpy.ndarray
-        (n, n) factor; not triangular in general.
+        (..., n, n) factor; not triangular in general.
     """
-    deviation = np.sqrt(np.maximum(np.diag(matrix), 0))
-    unit = np.where(deviation > 0, deviation, 1.0)
-    values, vectors = np.linalg.eigh(matrix / np.outer(unit, unit))
-    return unit[:, None] * vectors * np.sqrt(np.maximum(values, 0))
+    unit = _deviations(matrix)
+    values, vectors = np.linalg.eigh(matrix / (unit[..., :, None] * unit[..., None, :]))
+    return unit[..., None] * vectors * np.sqrt(np.maximum(values, 0))[..., None, :]

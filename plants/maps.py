@@ -119,7 +119,7 @@ def central_differences(
 
 
 def row_jacobian(function: Callable, x: torch.Tensor, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Value and Jacobian of a batched map with one forward and one backward pass.
+    """Value and Jacobian of a batched map with one forward and one backward pass; differentiable again if x or u is.
 
     Row i is the gradient of output i, taken on its own copy of the points, so that all rows
     come out of a single reverse pass.
@@ -138,18 +138,19 @@ def row_jacobian(function: Callable, x: torch.Tensor, u: torch.Tensor) -> tuple[
     jacobian : torch.Tensor
         (batch, n, nx + nu).
     """
+    onward = torch.is_grad_enabled() and (x.requires_grad or u.requires_grad)
     with torch.no_grad():
         n = function(x[:1], u[:1]).shape[1]
     with torch.enable_grad():
-        xs = x.detach().repeat(n, 1).requires_grad_()
-        us = u.detach().repeat(n, 1).requires_grad_()
+        xs, us = (z.repeat(n, 1) if onward else z.detach().repeat(n, 1) for z in (x, u))
+        xs, us = (z if z.requires_grad else z.requires_grad_() for z in (xs, us))
         values = function(xs, us).reshape(n, len(x), n)
         picked = values.diagonal(dim1=0, dim2=2)
         grads = (None, None)
         if picked.requires_grad:
-            grads = torch.autograd.grad(picked.sum(), (xs, us), allow_unused=True)
+            grads = torch.autograd.grad(picked.sum(), (xs, us), allow_unused=True, create_graph=onward)
     rows = [torch.zeros_like(z) if g is None else g for g, z in zip(grads, (xs, us), strict=True)]
-    return values[0].detach(), torch.cat(rows, dim=1).reshape(n, len(x), -1).transpose(0, 1)
+    return values[0] if onward else values[0].detach(), torch.cat(rows, dim=1).reshape(n, len(x), -1).transpose(0, 1)
 
 
 def _autodiff(function, size):

@@ -3,21 +3,18 @@
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import control as ct
 import numpy as np
-import scipy.linalg
 import torch
 
 from plants.arrays import as_tensor
 from plants.flow import flow_of, linear_flow
 from plants.maps import ROUTES, central_differences, row_jacobian
 from plants.region import OperatingRegion
-
-SUBSTEP_TOLERANCE = 1e-4
-"""Largest change of one step, relative to the operating region's width, that halving the
-integration step may cause before `discretize` warns."""
+from plants.sampling import INTEGRATORS, check_substeps, sampled, sampled_matrices
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +45,8 @@ class StateSpaceModel:
         How time was treated, in words.
     matrices : tuple of numpy.ndarray or None
         (A, B, C, D) of a linear plant, sampled exactly.
+    system : control.NonlinearIOSystem
+        What `discretize` was given.
     """
 
     name: str
@@ -62,8 +61,11 @@ class StateSpaceModel:
     operating_region: OperatingRegion
     time_base: str
     matrices: tuple[np.ndarray, ...] | None
+    system: ct.NonlinearIOSystem = field(repr=False)
     _step: Callable = field(repr=False)
     _output: Callable = field(repr=False)
+    _settings: dict = field(repr=False)
+    _resample: Callable | None = field(repr=False)
 
     @property
     def nstates(self) -> int:
@@ -95,6 +97,47 @@ class StateSpaceModel:
             f"<StateSpaceModel {self.name!r}: {self.nstates} states, {self.ninputs} inputs, {self.noutputs} outputs; "
             f"{self.time_base}; Jacobians: {self.jacobian_source}>"
         )
+
+    def with_dt(self, dt: float) -> "StateSpaceModel":
+        """Return the same plant over a sample of another length.
+
+        Parameters
+        ----------
+        dt : float
+            Length of the sample, positive. The integration step is at most that of this model.
+
+        Returns
+        -------
+        StateSpaceModel
+
+        Raises
+        ------
+        ValueError
+            A discrete plant, whose sample time is its own; `dt` not positive and finite.
+        """
+        _check_dt(dt)
+        if math.isclose(dt, self.dt, rel_tol=1e-9):
+            return self
+        if self._resample is None:
+            raise ValueError(f"{self.name!r} is discrete with dt={self.dt:g}: it cannot advance by dt={dt:g}")
+        return self._resample(float(dt))
+
+    def with_system(self, system, operating_region: Mapping | None = None) -> "StateSpaceModel":
+        """Discretise another python-control system as this one was: same dt, integration, region and angles.
+
+        Parameters
+        ----------
+        system : control.NonlinearIOSystem
+            With at least the signals that this model's angles and region name.
+        operating_region : mapping, optional
+            Bounds of its new states and inputs, default (-1, 1).
+
+        Returns
+        -------
+        StateSpaceModel
+        """
+        region = {**(self._settings["operating_region"] or {}), **(operating_region or {})}
+        return discretize(system, self.dt, **{**self._settings, "operating_region": region})
 
     def step(self, x, u=None, t: float = 0.0) -> torch.Tensor:
         """Advance the state by one sample.
@@ -250,8 +293,8 @@ def discretize(
     Warns
     -----
     UserWarning
-        Halving the integration step changes the map by more than ``SUBSTEP_TOLERANCE`` of the
-        operating region (a sufficient `substeps` is named); a transfer function was realised;
+        Halving the integration step changes the map by more than 1e-4 of the operating region's width
+        (a sufficient `substeps` is named); a transfer function was realised;
         no differentiable route was found.
 
     Examples
@@ -261,8 +304,8 @@ def discretize(
     >>> model.jacobian_source
     'linear'
     """
-    if method not in _INTEGRATORS:
-        raise ValueError(f"method must be one of {sorted(_INTEGRATORS)}, got {method!r}")
+    if method not in INTEGRATORS:
+        raise ValueError(f"method must be one of {sorted(INTEGRATORS)}, got {method!r}")
     if isinstance(substeps, bool) or not isinstance(substeps, int) or substeps < 1:
         raise ValueError(f"substeps must be a positive integer, got {substeps!r}")
     if isinstance(sys, ct.TransferFunction):
@@ -297,56 +340,59 @@ def discretize(
     region = OperatingRegion.from_bounds(operating_region, states, inputs)
     common = dict(
         name=sys.name,
-        dt=dt,
         state_labels=states,
         input_labels=inputs,
         output_labels=outputs,
         operating_region=region,
         angle_states=tuple(angle_states),
         angle_outputs=tuple(angle_outputs),
+        system=sys,
+        _settings=dict(
+            method=method,
+            substeps=substeps,
+            operating_region=operating_region,
+            angle_states=angle_states,
+            angle_outputs=angle_outputs,
+        ),
     )
-
     if isinstance(sys, ct.StateSpace):
         A, B, C, D = (np.array(m, dtype=float) for m in (sys.A, sys.B, sys.C, sys.D))
-        if continuous:
-            nx = len(A)
-            exponential = scipy.linalg.expm(dt * np.block([[A, B], [np.zeros((B.shape[1], nx + B.shape[1]))]]))
-            A, B = exponential[:nx, :nx], exponential[:nx, nx:]
-            time_base += ", sampled exactly"
-        flow = linear_flow(A, B, C, D)
-        return StateSpaceModel(
-            **common,
-            jacobian_source="linear",
-            vectorised=True,
-            time_base=time_base,
-            matrices=(A, B, C, D),
-            _step=flow.rhs,
-            _output=flow.output,
-        )
+        common |= dict(jacobian_source="linear", vectorised=True)
+        time_base += ", sampled exactly" if continuous else ""
 
-    flow = flow_of(sys, sys.params, region)
-    if continuous:
-        time_base += f", {method} with {substeps} substep{'s' if substeps > 1 else ''}"
-        step = _sampled(flow.rhs, dt, method, substeps)
-        _check_substeps(flow.rhs, dt, method, substeps, region, sys.name)
+        def at(dt):
+            matrices = (*(sampled_matrices(A, B, dt) if continuous else (A, B)), C, D)
+            map_ = linear_flow(*matrices)
+            return dict(matrices=matrices, _step=map_.rhs, _output=map_.output)
     else:
-        step = flow.rhs
-    return StateSpaceModel(
-        **common,
-        jacobian_source=flow.route,
-        vectorised=flow.vectorised,
-        time_base=time_base,
-        matrices=None,
-        _step=step,
-        _output=flow.output,
-    )
+        flow = flow_of(sys, sys.params, region)
+        common |= dict(jacobian_source=flow.route, vectorised=flow.vectorised, matrices=None, _output=flow.output)
+        if continuous:
+            time_base += f", {method} with {substeps} substep{'s' if substeps > 1 else ''}"
+            check_substeps(flow.rhs, dt, method, substeps, region, sys.name)
+        longest = dt / substeps
+
+        def at(dt):
+            if not continuous:
+                return dict(_step=flow.rhs)
+            return dict(_step=sampled(flow.rhs, dt, method, math.ceil(dt / longest - 1e-9)))
+
+    @lru_cache(maxsize=64)
+    def resample(other):
+        return replace(model, dt=other, time_base=f"{time_base}, asked for dt = {other:g}", **at(other))
+
+    model = StateSpaceModel(**common, dt=dt, time_base=time_base, _resample=resample if continuous else None, **at(dt))
+    return model
+
+
+def _check_dt(dt):
+    if isinstance(dt, bool) or not isinstance(dt, int | float | np.number) or not 0 < float(dt) < math.inf:
+        raise ValueError(f"dt must be a positive number, got {dt!r}")
 
 
 def _time_base(sys, dt):
-    if dt is not None and (
-        isinstance(dt, bool) or not isinstance(dt, int | float | np.number) or not 0 < float(dt) < math.inf
-    ):
-        raise ValueError(f"dt must be a positive number, got {dt!r}")
+    if dt is not None:
+        _check_dt(dt)
     unspecified = sys.dt is None or sys.dt is True
     if dt is None and (unspecified or sys.dt == 0):
         kind = "is continuous (dt=0)" if not unspecified else f"does not say its sample time (dt={sys.dt})"
@@ -365,60 +411,3 @@ def _time_base(sys, dt):
     if dt is not None and not math.isclose(dt, sys.dt, rel_tol=1e-9):
         raise ValueError(f"{sys.name!r} is discrete with dt={sys.dt:g}, in conflict with dt={dt:g}")
     return False, float(sys.dt), f"discrete, dt = {sys.dt:g} of the plant"
-
-
-def _rk4(f, x, u, t, h):
-    k1 = f(x, u, t)
-    k2 = f(x + (h / 2) * k1, u, t + h / 2)
-    k3 = f(x + (h / 2) * k2, u, t + h / 2)
-    k4 = f(x + h * k3, u, t + h)
-    return x + (h / 6) * (k1 + 2 * (k2 + k3) + k4)
-
-
-def _euler(f, x, u, t, h):
-    return x + h * f(x, u, t)
-
-
-_INTEGRATORS = {"rk4": _rk4, "euler": _euler}
-
-
-def _sampled(rhs, dt, method, substeps):
-    advance, h = _INTEGRATORS[method], dt / substeps
-
-    def step(x, u, t):
-        for i in range(substeps):
-            x = advance(rhs, x, u, t + i * h, h)
-        return x
-
-    return step
-
-
-def _check_substeps(rhs, dt, method, substeps, region, name):
-    x, u = (torch.from_numpy(a) for a in region.sample(64, seed=1))
-    width = torch.from_numpy(region.state_width)
-    coarse = _sampled(rhs, dt, method, substeps)(x, u, 0.0)
-
-    def change(count, previous):
-        fine = _sampled(rhs, dt, method, count)(x, u, 0.0)
-        relative = ((fine - previous) / width).abs()
-        finite = relative[torch.isfinite(relative)]
-        return (finite.max().item() if finite.numel() else math.inf), fine
-
-    first, fine = change(2 * substeps, coarse)
-    if first <= SUBSTEP_TOLERANCE:
-        return
-    count, error = 2 * substeps, first
-    while error > SUBSTEP_TOLERANCE and count < 1024 * substeps:
-        error, fine = change(2 * count, fine)
-        count *= 2
-    remedy = (
-        f"use substeps={count // 2}"
-        if error <= SUBSTEP_TOLERANCE
-        else "no number of substeps up to 1024 settles it: use a smaller dt or check the plant and operating_region"
-    )
-    warnings.warn(
-        f"integrating {name!r} with substeps={substeps} at dt={dt:g} is coarse: halving the step changes the next "
-        f"state by {first:.2g} of the operating region's width (limit {SUBSTEP_TOLERANCE:g}); {remedy}",
-        UserWarning,
-        stacklevel=3,
-    )

@@ -1,6 +1,6 @@
 """Additive process and measurement noise, Gaussian and otherwise."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -9,7 +9,10 @@ from plants.arrays import as_covariance, as_tensor, covariance_factor
 
 @dataclass(frozen=True, eq=False)
 class GaussianNoise:
-    """White Gaussian noise: x_{k+1} = f(x_k, u_k) + w_k, y_k = h(x_k, u_k) + v_k.
+    """White Gaussian noise: x_{k+1} = f(x_k, u_k + n_k) + w_k, y_k = h(x_k, u_k + n_k) + v_k.
+
+    Noise that is not additive enters through inputs of the plant: a disturbance, an actuator's error, a
+    sensor's gain error are inputs with a variance here, whose recorded value is the known part (often zero).
 
     Parameters
     ----------
@@ -17,6 +20,8 @@ class GaussianNoise:
         Covariance of w per step, (nstates, nstates), or variances (nstates,).
     measurement_cov : array_like
         Covariance of v, (noutputs, noutputs), or variances (noutputs,).
+    input_cov : array_like, optional
+        Covariance of n, (ninputs, ninputs), or variances (ninputs,). Default: inputs are known exactly.
 
     Raises
     ------
@@ -26,17 +31,46 @@ class GaussianNoise:
 
     process_cov: np.ndarray
     measurement_cov: np.ndarray
+    input_cov: np.ndarray | None = field(default=None, kw_only=True)
 
     def __post_init__(self):
-        for name in ("process_cov", "measurement_cov"):
+        for name in ("process_cov", "measurement_cov", "input_cov"):
+            if getattr(self, name) is None and name == "input_cov":
+                continue
             value = as_tensor(getattr(self, name), name)
             size = value.shape[-1] if value.ndim else 1
             object.__setattr__(self, name, as_covariance(value, name, size))
 
-    def check_sizes(self, nstates: int, noutputs: int) -> None:
-        """Raise ValueError unless the covariances fit a plant of these sizes."""
-        for name, size, what in (("process_cov", nstates, "states"), ("measurement_cov", noutputs, "outputs")):
-            if len(getattr(self, name)) != size:
+    @classmethod
+    def from_control(cls, QN, RN, G=None) -> "GaussianNoise":
+        """Take python-control's matrices of a discrete plant, x+ = A x + B u + G w, as in ``control.dlqe``.
+
+        Parameters
+        ----------
+        QN, RN : array_like
+            Covariances of w and v, (nw, nw) and (noutputs, noutputs).
+        G : array_like, optional
+            (nstates, nw). Default: the identity.
+
+        Returns
+        -------
+        GaussianNoise
+        """
+        if G is None:
+            return cls(QN, RN)
+        G = as_tensor(G, "G").numpy()
+        if G.ndim != 2:
+            raise ValueError(f"G must be a matrix (nstates, nw), got shape {G.shape}")
+        return cls(G @ as_covariance(QN, "QN", G.shape[1]) @ G.T, RN)
+
+    def check_sizes(self, model) -> None:
+        """Raise ValueError unless the covariances fit the plant."""
+        for name, size, what in (
+            ("process_cov", model.nstates, "states"),
+            ("measurement_cov", model.noutputs, "outputs"),
+            ("input_cov", model.ninputs, "inputs"),
+        ):
+            if getattr(self, name) is not None and len(getattr(self, name)) != size:
                 raise ValueError(
                     f"{name} must be ({size}, {size}) for the plant's {size} {what}, got {getattr(self, name).shape}"
                 )
@@ -52,6 +86,12 @@ class GaussianNoise:
     def measurement(self, rng: np.random.Generator, *shape: int) -> np.ndarray:
         """Draw measurement noise, (*shape, noutputs)."""
         return self._unit(rng, (*shape, len(self.measurement_cov))) @ covariance_factor(self.measurement_cov).T
+
+    def input(self, rng: np.random.Generator, *shape: int) -> np.ndarray | float:
+        """Draw the noise of the inputs, (*shape, ninputs); 0 where they are known exactly."""
+        if self.input_cov is None:
+            return 0.0
+        return self._unit(rng, (*shape, len(self.input_cov))) @ covariance_factor(self.input_cov).T
 
 
 @dataclass(frozen=True, eq=False)

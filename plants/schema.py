@@ -2,7 +2,7 @@
 
 Variables ``x`` (trajectory, time, state), ``u`` (trajectory, time, input), ``y`` (trajectory,
 time, output); ``y`` may hold NaN, 'not measured at this time'. Optional: ``initial_mean``,
-``initial_cov``, ``process_cov``, ``measurement_cov``, what an estimator may be told. netCDF
+``initial_cov``, ``process_cov``, ``measurement_cov``, ``input_cov``, what an estimator may be told. netCDF
 attributes cannot hold matrices, hence variables.
 """
 
@@ -92,9 +92,11 @@ def from_arrays(
     if initial_cov is not None:
         variables["initial_cov"] = (("state", "state_"), as_covariance(initial_cov, "initial_cov", model.nstates))
     if noise is not None:
-        noise.check_sizes(model.nstates, model.noutputs)
+        noise.check_sizes(model)
         variables["process_cov"] = (("state", "state_"), noise.process_cov)
         variables["measurement_cov"] = (("output", "output_"), noise.measurement_cov)
+        if noise.input_cov is not None:
+            variables["input_cov"] = (("input", "input_"), noise.input_cov)
     coordinates = {
         "state": list(model.state_labels),
         "output": list(model.output_labels),

@@ -26,7 +26,8 @@ def simulate(
 ) -> xr.Dataset:
     """Simulate trajectories of a plant with noise, all in one batch.
 
-    x_{k+1} = f(x_k, u_k) + w_k and y_k = h(x_k, u_k) + v_k for k = 0 ... steps-1.
+    x_{k+1} = f(x_k, u_k + n_k) + w_k and y_k = h(x_k, u_k + n_k) + v_k for k = 0 ... steps-1; ``u`` in the
+    dataset is without the noise n.
 
     Parameters
     ----------
@@ -70,28 +71,29 @@ def simulate(
         (region.state_width / 6) ** 2 if initial_cov is None else initial_cov, "initial_cov", model.nstates
     )
     if noise is not None:
-        noise.check_sizes(model.nstates, model.noutputs)
+        noise.check_sizes(model)
     rng = np.random.default_rng(seed)
     start = rng.standard_normal((trajectories, model.nstates)) @ covariance_factor(covariance).T
     u = _inputs(model, trajectories, steps, inputs, rng)
     w = torch.from_numpy(noise.process(rng, steps, trajectories)) if noise else None
     v = torch.from_numpy(noise.measurement(rng, steps, trajectories)) if noise else 0.0
+    applied = u + noise.input(rng, steps, trajectories) if noise else u
 
     x = torch.empty(steps, trajectories, model.nstates, dtype=torch.float64)
     x[0] = mean + torch.from_numpy(start)
     for k in range(steps - 1):
-        x[k + 1] = model.step(x[k], u[k], k * model.dt)
+        x[k + 1] = model.step(x[k], applied[k], k * model.dt)
         if w is not None:
             x[k + 1] += w[k]
         if not bool(torch.isfinite(x[k + 1]).all()):
             which = int((~torch.isfinite(x[k + 1])).any(dim=1).nonzero()[0])
             raise ValueError(
                 f"trajectory {which} of {model.name!r}, which started at x={x[0, which].tolist()}, is not finite after "
-                f"time step {k}: from x={x[k, which].tolist()}, u={u[k, which].tolist()}; does the plant live in its "
+                f"time step {k}: from x={x[k, which].tolist()}, u={applied[k, which].tolist()}; does the plant live in its "
                 "operating_region, and does it need more substeps outside?"
             )
     times = (torch.arange(steps, dtype=torch.float64) * model.dt).tolist()
-    y = torch.stack([model.output(x[k], u[k], times[k]) for k in range(steps)]) + v
+    y = torch.stack([model.output(x[k], applied[k], times[k]) for k in range(steps)]) + v
     return from_arrays(
         model,
         y=y.transpose(0, 1),

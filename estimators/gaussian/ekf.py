@@ -1,7 +1,8 @@
 """Extended Kalman filter, plain and iterated."""
 
+import torch
+
 from estimators.gaussian.filter import GaussianFilter
-from estimators.gaussian.update import correct
 from plants.angles import wrap
 
 
@@ -17,21 +18,29 @@ class ExtendedKalmanFilter(GaussianFilter):
         The plant; its Jacobians come by the route named in ``model.jacobian_source``.
     noise : GaussianNoise, optional
         Process and measurement covariances.
-    Q, R : array_like, optional
-        The same as matrices instead of `noise`.
-    gate : float, optional
-        Probability with which a right measurement is used; see :class:`~estimators.gaussian.filter.GaussianFilter`.
+    **settings
+        ``Q``, ``R``, ``gate``, ``degrees_of_freedom``, ``bounds``, ``inflation``, ``dtype`` of
+        :class:`~estimators.gaussian.filter.GaussianFilter`.
     """
 
-    def _transition(self, state, u):
-        mean, A, _ = self.model.step_jacobian(state.mean, u, state.time)
-        return mean, A @ state.factor, self._process_factor
+    def _transition(self, state, u, process, model):
+        mean, A, B = model.step_jacobian(state.mean, u, state.time)
+        if self._input_factor is not None:
+            inputs = B @ self._input_factor
+            process = torch.cat([process.expand(*inputs.shape[:-1], -1), inputs.to(process.dtype)], dim=-1)
+        return mean, A.to(self.dtype) @ state.factor, process
 
-    def _correct(self, state, u, y):
-        expected, C, _ = self.model.output_jacobian(state.mean, u, state.time)
-        return correct(
-            state.mean, wrap(y - expected, self._output_angles), C @ state.factor, state.factor, self._noise_factor
-        )
+    def _output(self, at, u, state, noise):
+        """Expected output, C, and the noise factor with what the inputs add."""
+        expected, C, D = self.model.output_jacobian(at, u, state.time)
+        if self._noisy_output:
+            inputs = D @ self._input_factor
+            noise = torch.cat([noise.expand(*inputs.shape[:-1], -1), inputs.to(noise.dtype)], dim=-1)
+        return expected, C.to(self.dtype), noise
+
+    def _correct(self, state, u, y, noise):
+        expected, C, noise = self._output(state.mean, u, state, noise)
+        return self._combine(state, wrap(y - expected, self._output_angles), C @ state.factor, state.factor, noise)
 
 
 class IteratedExtendedKalmanFilter(ExtendedKalmanFilter):
@@ -47,12 +56,10 @@ class IteratedExtendedKalmanFilter(ExtendedKalmanFilter):
         The plant.
     noise : GaussianNoise, optional
         Process and measurement covariances.
-    Q, R : array_like, optional
-        The same as matrices instead of `noise`.
-    gate : float, optional
-        Probability with which a right measurement is used; see :class:`~estimators.gaussian.filter.GaussianFilter`.
     iterations : int
         At most so many; it stops where no state moves by more than 1e-10 of its predicted deviation.
+    **settings
+        As for :class:`ExtendedKalmanFilter`.
 
     Raises
     ------
@@ -60,21 +67,21 @@ class IteratedExtendedKalmanFilter(ExtendedKalmanFilter):
         `iterations` below 1, or as for the noise.
     """
 
-    def __init__(self, model, noise=None, *, Q=None, R=None, gate: float | None = None, iterations: int = 10):
-        super().__init__(model, noise, Q=Q, R=R, gate=gate)
+    def __init__(self, model, noise=None, *, iterations: int = 10, **settings):
+        super().__init__(model, noise, **settings)
         if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
             raise ValueError(f"iterations must be a positive integer, got {iterations!r}")
         self.iterations = iterations
 
-    def _correct(self, state, u, y):
+    def _correct(self, state, u, y, noise):
         at, deviation = state.mean, state.factor.square().sum(-1).sqrt()
         for _ in range(self.iterations):
-            expected, C, _ = self.model.output_jacobian(at, u, state.time)
+            expected, C, rows = self._output(at, u, state, noise)
             back = wrap(state.mean - at, self._state_angles)
             innovation = wrap(y - expected, self._output_angles) - (C @ back[..., None])[..., 0]
-            found = correct(state.mean, innovation, C @ state.factor, state.factor, self._noise_factor)
-            moved = wrap(found[0] - at, self._state_angles).abs()
-            at = found[0]
+            found = self._combine(state, innovation, C @ state.factor, state.factor, rows)
+            moved = wrap(found.mean - at, self._state_angles).abs()
+            at = found.mean
             if bool((moved <= 1e-10 * deviation).all()):
                 break
         return found

@@ -1,7 +1,9 @@
 """What KF, EKF and UKF have in common: noise, start, step."""
 
 import copy
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from numbers import Real
 from typing import NamedTuple
 
@@ -10,8 +12,10 @@ import scipy.stats
 import torch
 
 from estimators.base import Estimate, Estimator, check_measurement, check_record, stack_steps
+from estimators.gaussian.bounds import as_bounds, project
+from estimators.gaussian.robust import student_correction
 from estimators.gaussian.tuning import TuneResult, tune
-from estimators.gaussian.update import triangular_factor
+from estimators.gaussian.update import Correction, correct, triangular_factor
 from plants.angles import wrap
 from plants.arrays import as_covariance, as_tensor, covariance_factor
 from plants.model import StateSpaceModel
@@ -59,12 +63,23 @@ class GaussianFilter(ABC):
     model : StateSpaceModel
         The plant.
     noise : GaussianNoise, optional
-        Process and measurement covariances.
+        Process and measurement covariances, and that of the inputs where they carry noise.
     Q, R : array_like, optional
         The same as matrices, (nstates, nstates) and (noutputs, noutputs), instead of `noise`.
     gate : float, optional
         Probability with which a right measurement is used: one whose normalised innovation squared lies
         beyond that quantile of its chi-square distribution is left out as an outlier. Default: all are used.
+    degrees_of_freedom : float, optional
+        The measurement noise has Student's t distribution with so many degrees of freedom and scale R: outliers are
+        weighed down rather than left out (variational correction of Agamennoni, Nieto and Nebot, IEEE TSP 2012).
+        Default: it is Gaussian.
+    bounds : mapping, optional
+        State label to (lower, upper), either of which may be None: every mean is projected into the box, in
+        the metric of its covariance (Simon, IET Control Theory 2010); the covariance is left as it is.
+    inflation : float
+        Predicted covariances are multiplied by this factor per unit of time, for a model that is trusted too much.
+    dtype : torch.dtype
+        Of mean and covariance; the plant is evaluated in float64.
 
     Raises
     ------
@@ -72,7 +87,8 @@ class GaussianFilter(ABC):
         `model` is not a StateSpaceModel.
     ValueError
         Neither or both ways of giving the noise; covariances that are not symmetric positive
-        semidefinite of the plant's size (a sequence of matrices is refused, not truncated).
+        semidefinite of the plant's size (a sequence of matrices is refused, not truncated: it goes to
+        `run` or to `predict` and `correct`); another argument out of its range.
     """
 
     def __init__(
@@ -83,6 +99,10 @@ class GaussianFilter(ABC):
         Q=None,
         R=None,
         gate: float | None = None,
+        degrees_of_freedom: float | None = None,
+        bounds: Mapping | None = None,
+        inflation: float = 1.0,
+        dtype: torch.dtype = torch.float64,
     ):
         if not isinstance(model, StateSpaceModel):
             raise TypeError(f"model must be a StateSpaceModel as plants.discretize returns, got {type(model).__name__}")
@@ -92,23 +112,32 @@ class GaussianFilter(ABC):
             noise = GaussianNoise(as_covariance(Q, "Q", model.nstates), as_covariance(R, "R", model.noutputs))
         if not isinstance(noise, GaussianNoise):
             raise TypeError(f"noise must be a GaussianNoise, got {type(noise).__name__}: covariances go into Q= and R=")
-        noise.check_sizes(model.nstates, model.noutputs)
-        if gate is not None and (isinstance(gate, bool) or not isinstance(gate, Real) or not 0 < gate < 1):
+        noise.check_sizes(model)
+        if gate is not None and not (_is_real(gate) and 0 < gate < 1):
             raise ValueError(f"gate must be a probability between 0 and 1, or None, got {gate!r}")
-        self.model, self.gate = model, gate
+        if degrees_of_freedom is not None and not (_is_real(degrees_of_freedom) and degrees_of_freedom > 0):
+            raise ValueError(f"degrees_of_freedom must be a positive number or None, got {degrees_of_freedom!r}")
+        if not (_is_real(inflation) and 1 <= inflation < math.inf):
+            raise ValueError(f"inflation must be at least 1, got {inflation!r}")
+        if dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype!r}")
+        self.model, self.gate, self.degrees_of_freedom = model, gate, degrees_of_freedom
+        self.inflation, self.dtype = inflation, dtype
+        self.bounds = as_bounds(bounds, model)
         quantiles = [] if gate is None else scipy.stats.chi2.ppf(gate, np.arange(1, model.noutputs + 1))
-        self._thresholds = torch.tensor([np.inf, *quantiles], dtype=torch.float64)  # by the number of channels
+        self._thresholds = torch.tensor([np.inf, *quantiles], dtype=dtype)  # by the number of channels
         self._set_noise(noise)
 
     def _set_noise(self, noise: GaussianNoise) -> None:
         self.noise = noise
+        self._input_factor, self._noisy_output = _input_noise(self.model, noise)
         self._set_factors(
             torch.from_numpy(covariance_factor(noise.process_cov)),
             torch.from_numpy(covariance_factor(noise.measurement_cov)),
         )
 
     def _set_factors(self, process: torch.Tensor, measurement: torch.Tensor) -> None:
-        self._process_factor, self._noise_factor = process, measurement
+        self._process_factor, self._noise_factor = process.to(self.dtype), measurement.to(self.dtype)
         self._state_angles, self._output_angles = self.model.state_is_angle, self.model.output_is_angle
 
     def with_factors(self, process: torch.Tensor, measurement: torch.Tensor) -> "GaussianFilter":
@@ -137,15 +166,58 @@ class GaussianFilter(ABC):
             `P0` missing or not a covariance, `x0` of the wrong shape or not finite.
         """
         x0, factor = start_factor(self, x0, P0)
-        return GaussianState(wrap(x0, self.model.state_is_angle), factor.expand(*x0.shape[:-1], *factor.shape))
+        mean = wrap(x0, self.model.state_is_angle).to(self.dtype)
+        return GaussianState(mean, factor.to(self.dtype).expand(*x0.shape[:-1], *factor.shape))
 
-    def predict(self, state: GaussianState, u=None) -> GaussianState:
-        """Advance the belief by one sample under input `u` (..., ninputs)."""
-        mean, moved, noise = self._transition(state, u)
+    def predict(self, state: GaussianState, u=None, *, dt: float | None = None, Q=None) -> GaussianState:
+        """Advance the belief by one sample.
+
+        Parameters
+        ----------
+        state : GaussianState
+            Filtered belief.
+        u : array_like, optional
+            (..., ninputs), held over the sample.
+        dt : float, optional
+            Length of the sample, for irregular measurements of a continuous plant; 0 changes nothing. The process
+            noise is white: its covariance is proportional to the length. Default: that of the model.
+        Q : array_like, optional
+            (..., nstates, nstates) covariance of the process noise of just this step, whatever its length.
+
+        Returns
+        -------
+        GaussianState
+
+        Raises
+        ------
+        ValueError
+            `dt` negative (a measurement that is late goes to :class:`estimators.Replay`), or other than its own
+            for a discrete plant; `Q` not a covariance.
+        """
+        _check_state(state)
+        model, process = self.model, self._process_factor
+        if dt is not None:
+            if not (_is_real(dt) and 0 <= dt < math.inf):
+                raise ValueError(
+                    f"dt must be a number of at least 0, got {dt!r}: time does not go backwards; Replay takes in "
+                    "measurements that are late"
+                )
+            if dt == 0:
+                return state
+            model, process = model.with_dt(dt), process * math.sqrt(dt / model.dt)
+        if Q is not None:
+            process = self._factors(Q, "Q", model.nstates)
+        return self._predict(state, u, process, model)
+
+    def _predict(self, state, u, process, model):
+        mean, moved, noise = (part.to(self.dtype) for part in self._transition(state, u, process, model))
         factor = triangular_factor(torch.cat([moved, noise.expand(*moved.shape[:-1], noise.shape[-1])], dim=-1))
-        return GaussianState(wrap(mean, self._state_angles), factor, state.time + self.model.dt)
+        if self.inflation != 1:
+            factor = factor * self.inflation ** (model.dt / 2)
+        mean = project(wrap(mean, self._state_angles), factor, self.bounds)
+        return GaussianState(mean, factor, state.time + model.dt)
 
-    def correct(self, state: GaussianState, y, u=None, *, sensor=None) -> GaussianState:
+    def correct(self, state: GaussianState, y, u=None, *, sensor=None, R=None) -> GaussianState:
         """Use a measurement taken under input `u` of the same instant.
 
         Parameters
@@ -159,6 +231,8 @@ class GaussianFilter(ABC):
             (..., ninputs).
         sensor : str or sequence of str, optional
             Labels of the outputs that `y` holds; the others were not measured.
+        R : array_like, optional
+            (..., n, n) covariance of just this measurement, n the number of channels in `y`.
 
         Returns
         -------
@@ -167,45 +241,66 @@ class GaussianFilter(ABC):
         Raises
         ------
         ValueError
-            No such output, or another number of channels.
+            No such output, or another number of channels; `R` not a covariance; singular innovation covariance.
         """
-        return self.correct_with_likelihood(state, y, u, sensor=sensor)[0]
+        return self.correct_with_likelihood(state, y, u, sensor=sensor, R=R)[0]
 
     def correct_with_likelihood(
-        self, state: GaussianState, y, u=None, *, sensor=None
+        self, state: GaussianState, y, u=None, *, sensor=None, R=None
     ) -> tuple[GaussianState, torch.Tensor]:
         """As `correct`, and the log-likelihood of what was used, (...,)."""
-        found = self._correction(state, y, u, sensor)
+        _check_state(state)
+        u, y, noise = self._measured(y, u, sensor, R)
+        return self._corrected(state, u, y, noise)[:2]
+
+    def innovation(self, state: GaussianState, y, u=None, *, sensor=None, R=None) -> torch.Tensor:
+        """Whitened innovation of a measurement, (..., noutputs): white with variance 1 if model and noise are right.
+
+        Channels that were not measured are 0; the squares sum to the normalised innovation squared (NIS).
+        """
+        _check_state(state)
+        u, y, noise = self._measured(y, u, sensor, R)
+        return self._correct(state, u, y, noise).whitened
+
+    def _measured(self, y, u, sensor, R):
+        labels = self.model.output_labels
+        channels = list(range(len(labels))) if sensor is None else _channels(sensor, labels)
+        if sensor is not None:
+            y = _spread(as_tensor(y, "y", len(channels), finite=False), channels, len(labels), torch.nan)
+        u, y = check_measurement(self.model, u, y)
+        noise = self._noise_factor
+        if R is not None:
+            noise = _spread(self._factors(R, "R", len(channels)).mT, channels, len(labels), 0.0).mT
+        return u, y.to(self.dtype), noise
+
+    def _factors(self, value, name, size):
+        return torch.from_numpy(covariance_factor(as_covariance(value, name, size, batch=True))).to(self.dtype)
+
+    def _corrected(self, state, u, y, noise) -> tuple[GaussianState, torch.Tensor, Correction]:
+        """Belief and log-likelihood after a measurement, and the correction as it was without a gate."""
+        found = self._correct(state, u, y, noise)
         mean, factor, likelihood = found[:3]
+        if self.degrees_of_freedom is not None:
+            mean, factor, likelihood = student_correction(
+                lambda weighed: self._correct(state, u, y, weighed),
+                found,
+                noise,
+                ~torch.isnan(y),
+                self.degrees_of_freedom,
+            )
         if self.gate is not None:
             used = found.whitened.square().sum(-1) <= self._thresholds[found.channels]
             mean = torch.where(used[..., None], mean, state.mean)
             factor = torch.where(used[..., None, None], factor, state.factor)
             likelihood = torch.where(used, likelihood, torch.zeros_like(likelihood))
-        return GaussianState(wrap(mean, self._state_angles), factor, state.time), likelihood
+        mean = project(wrap(mean, self._state_angles), factor, self.bounds)
+        return GaussianState(mean, factor, state.time), likelihood, found
 
-    def innovation(self, state: GaussianState, y, u=None, *, sensor=None) -> torch.Tensor:
-        """Whitened innovation of a measurement, (..., noutputs): white with variance 1 if model and noise are right.
-
-        Channels that were not measured are 0; the squares sum to the normalised innovation squared (NIS).
-        """
-        return self._correction(state, y, u, sensor).whitened
-
-    def _correction(self, state, y, u, sensor):
-        if not isinstance(state, GaussianState):
-            raise TypeError(f"state must be the GaussianState that init or step returned, got {type(state).__name__}")
-        u, y = check_measurement(self.model, u, y if sensor is None else self._all_channels(y, sensor))
-        return self._correct(state, u, y)
-
-    def _all_channels(self, y, sensor):
-        names, labels = [sensor] if isinstance(sensor, str) else list(sensor), self.model.output_labels
-        unknown = [name for name in names if name not in labels]
-        if unknown or len(set(names)) < len(names):
-            raise ValueError(f"sensor must name different outputs of {list(labels)}, got {names}")
-        y = as_tensor(y, "y", len(names), finite=False)
-        whole = y.new_full((*y.shape[:-1], len(labels)), torch.nan)
-        whole[..., [labels.index(name) for name in names]] = y
-        return whole
+    def _combine(self, state, innovation, output_rows, state_rows, noise):
+        """Correction in the dtype of the belief; the arguments of :func:`estimators.gaussian.update.correct`."""
+        return correct(
+            state.mean, innovation.to(self.dtype), output_rows.to(self.dtype), state_rows, noise.to(self.dtype)
+        )
 
     def step(self, state: GaussianState, u, y) -> tuple[GaussianState, Estimate]:
         """Correct with u and y of instant k, then predict to k+1.
@@ -224,28 +319,121 @@ class GaussianFilter(ABC):
         state : GaussianState
             Belief about x_{k+1}.
         estimate : Estimate
-            At k, predicted and filtered, with covariances.
+            At k, predicted and filtered, with covariances, whitened innovation and log-likelihood.
         """
-        filtered = self.correct(state, y, u)
-        return self.predict(filtered, u), Estimate(state.mean, filtered.mean, state.cov, filtered.cov)
+        _check_state(state)
+        u, y, noise = self._measured(y, u, None, None)
+        return self._step(state, u, y, self._process_factor, noise)
+
+    def _step(self, state, u, y, process, noise):
+        filtered, likelihood, found = self._corrected(state, u, y, noise)
+        estimate = Estimate(state.mean, filtered.mean, state.cov, filtered.cov, found.whitened, likelihood)
+        return self._predict(filtered, u, process, self.model), estimate
 
     def estimate_sequence(
-        self, state: GaussianState, u: torch.Tensor, y: torch.Tensor, progress=lambda steps: steps
+        self,
+        state: GaussianState,
+        u: torch.Tensor,
+        y: torch.Tensor,
+        progress=lambda steps: steps,
+        *,
+        Q=None,
+        R=None,
     ) -> Estimate:
-        """Filter a record: u (..., time, ninputs), y (..., time, noutputs)."""
+        """Filter a record.
+
+        Parameters
+        ----------
+        state : GaussianState
+            Predicted belief at the first sample.
+        u, y : torch.Tensor
+            (..., time, ninputs) and (..., time, noutputs).
+        progress : callable, optional
+            Wraps the range of time steps.
+        Q, R : array_like, optional
+            Covariances that change with time, (..., time, nstates, nstates) and (..., time, noutputs, noutputs):
+            ``R[k]`` is that of ``y[k]``, ``Q[k]`` acts on the way from sample k to k+1.
+
+        Returns
+        -------
+        Estimate
+            (..., time, nstates).
+        """
         u, y = check_record(self.model, u, y)
+        y = y.to(self.dtype)
         lead = torch.broadcast_shapes(state.mean.shape[:-1], y.shape[:-2])
         mean, factor = state.mean.expand(*lead, -1), state.factor.expand(*lead, -1, -1)
-        return stack_steps(self, state._replace(mean=mean, factor=factor), u, y, progress)
+        process = self.factor_sequence(Q, "Q", y.shape[-2])
+        noise = self.factor_sequence(R, "R", y.shape[-2])
+
+        def step(state, k):
+            return self._step(state, u[..., k, :], y[..., k, :], process[..., k, :, :], noise[..., k, :, :])
+
+        return stack_steps(step, state._replace(mean=mean, factor=factor), y.shape[-2], progress)
+
+    def factor_sequence(self, value, name: str, steps: int) -> torch.Tensor:
+        """Return the factors of Q or R at each step, (..., steps, n, n); those of the filter where `value` is None."""
+        own = self._process_factor if name == "Q" else self._noise_factor
+        if value is None:
+            return own[..., None, :, :].expand(*own.shape[:-2], steps, *own.shape[-2:])
+        factors = self._factors(value, name, own.shape[-2])
+        if factors.ndim < 3 or factors.shape[-3] != steps:
+            raise ValueError(
+                f"{name} must hold one matrix for each of {steps} time steps, (..., {steps}, {own.shape[-2]}, "
+                f"{own.shape[-2]}), got {tuple(factors.shape)}"
+            )
+        return factors
 
     def tune(self, dataset, **settings) -> TuneResult:
         """Fit the noise covariances to data by maximum likelihood; see :func:`estimators.gaussian.tuning.tune`."""
         return tune(self, dataset, **settings)
 
     @abstractmethod
-    def _transition(self, state, u):
+    def _transition(self, state, u, process, model):
         """Mean of the next state, A S and N: with S the factor of the state, S_next S_next' = (A S)(A S)' + N N'."""
 
     @abstractmethod
-    def _correct(self, state, u, y):
-        """Outcome of a measurement, from :func:`estimators.gaussian.update.correct`."""
+    def _correct(self, state, u, y, noise) -> Correction:
+        """Outcome of a measurement with noise factor `noise`, by :func:`estimators.gaussian.update.correct`."""
+
+
+def _is_real(value):
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _check_state(state):
+    if not isinstance(state, GaussianState):
+        raise TypeError(f"state must be the GaussianState that init or step returned, got {type(state).__name__}")
+
+
+def _channels(sensor, labels):
+    names = [sensor] if isinstance(sensor, str) else list(sensor)
+    if any(name not in labels for name in names) or len(set(names)) < len(names):
+        raise ValueError(f"sensor must name different outputs of {list(labels)}, got {names}")
+    return [labels.index(name) for name in names]
+
+
+def _spread(values, channels, count, fill):
+    whole = values.new_full((*values.shape[:-1], count), fill)
+    whole[..., channels] = values
+    return whole
+
+
+def _input_noise(model, noise):
+    """Factor of the inputs' covariance (noisy columns only) and whether the outputs see that noise at once."""
+    if noise.input_cov is None or not noise.input_cov.any():
+        return None, False
+    factor = torch.from_numpy(covariance_factor(noise.input_cov))
+    factor = factor[:, factor.any(0)]
+    x, u = (torch.from_numpy(a) for a in model.operating_region.sample(32, seed=2))
+    moves, shows = (
+        (jacobian @ factor) != 0 for jacobian in (model.step_jacobian(x, u)[2], model.output_jacobian(x, u)[2])
+    )
+    both = moves.any(1).any(0) & shows.any(1).any(0)
+    if bool(both.any()):
+        names = [label for label, row in zip(model.input_labels, factor[:, both], strict=True) if row.any()]
+        raise ValueError(
+            f"noise of the inputs {names} moves the states and shows in the outputs at the same instant, so process and "
+            "measurement noise would be correlated: use one input for each, or add a state between"
+        )
+    return factor, bool(shows.any())

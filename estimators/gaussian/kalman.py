@@ -20,10 +20,8 @@ class KalmanFilter(ExtendedKalmanFilter):
         A linear plant.
     noise : GaussianNoise, optional
         Process and measurement covariances.
-    Q, R : array_like, optional
-        The same as matrices instead of `noise`.
-    gate : float, optional
-        Probability with which a right measurement is used; see :class:`~estimators.gaussian.filter.GaussianFilter`.
+    **settings
+        As for :class:`~estimators.ExtendedKalmanFilter`.
 
     Raises
     ------
@@ -31,16 +29,8 @@ class KalmanFilter(ExtendedKalmanFilter):
         The plant is not linear.
     """
 
-    def __init__(
-        self,
-        model: StateSpaceModel,
-        noise: GaussianNoise | None = None,
-        *,
-        Q=None,
-        R=None,
-        gate: float | None = None,
-    ):
-        super().__init__(model, noise, Q=Q, R=R, gate=gate)
+    def __init__(self, model: StateSpaceModel, noise: GaussianNoise | None = None, **settings):
+        super().__init__(model, noise, **settings)
         if model.matrices is None:
             raise TypeError(f"{model.name!r} is not linear: use ExtendedKalmanFilter or UnscentedKalmanFilter")
 

@@ -8,7 +8,7 @@ from plants.angles import wrap
 
 
 def smooth_sequence(
-    estimator: GaussianFilter, state: GaussianState, u: torch.Tensor, y: torch.Tensor
+    estimator: GaussianFilter, state: GaussianState, u: torch.Tensor, y: torch.Tensor, *, Q=None, R=None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Smooth a record.
 
@@ -24,6 +24,8 @@ def smooth_sequence(
         Predicted belief at the first sample, (trajectory, nstates).
     u, y : torch.Tensor
         (trajectory, time, ninputs) and (trajectory, time, noutputs).
+    Q, R : array_like, optional
+        Covariances that change with time, as for ``estimate_sequence`` of the filter.
 
     Returns
     -------
@@ -36,16 +38,21 @@ def smooth_sequence(
         A predicted covariance is singular.
     """
     angles, nx, filtered, links = estimator.model.state_is_angle, estimator.model.nstates, [], []
+    process, noise = (estimator.factor_sequence(value, name, y.shape[1]) for value, name in ((Q, "Q"), (R, "R")))
+    y = y.to(estimator.dtype)
     for k in range(y.shape[1]):
-        state = estimator.correct(state, y[:, k], u[:, k])
+        state = estimator._corrected(state, u[:, k], y[:, k], noise[..., k, :, :])[0]
         filtered.append(state)
         if k == y.shape[1] - 1:
             break
-        following, moved, noise = estimator._transition(state, u[:, k])
+        following, moved, driven = (
+            part.to(estimator.dtype)
+            for part in estimator._transition(state, u[:, k], process[..., k, :, :], estimator.model)
+        )
         following = wrap(following, angles)
-        noise = noise.expand(*moved.shape[:-1], noise.shape[-1])
+        driven = driven.expand(*moved.shape[:-1], driven.shape[-1])
         array = torch.cat(
-            [torch.cat([moved, noise], -1), torch.cat([state.factor, noise.new_zeros(noise.shape)], -1)], dim=-2
+            [torch.cat([moved, driven], -1), torch.cat([state.factor, torch.zeros_like(driven)], -1)], dim=-2
         )
         joint = triangular_factor(array)
         L, GL, conditional = joint[..., :nx, :nx], joint[..., nx:, :nx], joint[..., nx:, nx:]

@@ -5,7 +5,6 @@ import math
 import torch
 
 from estimators.gaussian.filter import GaussianFilter
-from estimators.gaussian.update import correct
 from plants.angles import wrap
 from plants.model import StateSpaceModel
 from plants.noise import GaussianNoise
@@ -28,16 +27,14 @@ class UnscentedKalmanFilter(GaussianFilter):
         The plant.
     noise : GaussianNoise, optional
         Process and measurement covariances.
-    Q, R : array_like, optional
-        The same as matrices instead of `noise`.
-    gate : float, optional
-        Probability with which a right measurement is used; see :class:`~estimators.gaussian.filter.GaussianFilter`.
     alpha : float
         Spread of the points, in (0, 1].
     beta : float
         Prior knowledge of the distribution, 2 for a Gaussian; at least alpha^2, or such that W_c is not negative.
     kappa : float
-        Secondary spread; nstates + kappa must be positive.
+        Secondary spread; nstates + kappa must be positive. Where inputs carry noise, their number is added to nstates.
+    **settings
+        As for :class:`~estimators.ExtendedKalmanFilter`.
 
     Raises
     ------
@@ -50,37 +47,48 @@ class UnscentedKalmanFilter(GaussianFilter):
         model: StateSpaceModel,
         noise: GaussianNoise | None = None,
         *,
-        Q=None,
-        R=None,
-        gate: float | None = None,
         alpha: float = 1.0,
         beta: float = 2.0,
         kappa: float = 0.0,
+        **settings,
     ):
-        super().__init__(model, noise, Q=Q, R=R, gate=gate)
         if not 0 < alpha <= 1:
             raise ValueError(f"alpha must be in (0, 1], got {alpha}")
-        if not model.nstates + kappa > 0:
-            raise ValueError(f"kappa must be above -{model.nstates}, got {kappa}")
-        total = alpha**2 * (model.nstates + kappa)
+        self.alpha, self.beta, self.kappa = alpha, beta, kappa
+        super().__init__(model, noise, **settings)
+
+    def _set_noise(self, noise):
+        super()._set_noise(noise)
+        n = self.model.nstates + (0 if self._input_factor is None else self._input_factor.shape[-1])
+        if not n + self.kappa > 0:
+            raise ValueError(f"kappa must be above -{n}, got {self.kappa}")
+        total = self.alpha**2 * (n + self.kappa)
         self._spread, self._weight = math.sqrt(total), 1 / (2 * total)
-        central = (1 - model.nstates / total) + (1 - alpha**2) + beta
-        self._centred = beta < alpha**2
+        central = (1 - n / total) + (1 - self.alpha**2) + self.beta
+        self._centred = self.beta < self.alpha**2
         if self._centred and central < 0:
             raise ValueError(
-                f"beta must be at least alpha^2 = {alpha**2:g}, or give the central point a covariance weight that "
-                f"is not negative; got beta = {beta} and weight {central:.3g}"
+                f"beta must be at least alpha^2 = {self.alpha**2:g}, or give the central point a covariance weight that "
+                f"is not negative; got beta = {self.beta} and weight {central:.3g}"
             )
-        self._central = math.sqrt(central if self._centred else beta - alpha**2)
+        self._central = math.sqrt(central if self._centred else self.beta - self.alpha**2)
 
-    def _points(self, state):
-        steps = self._spread * state.factor.mT
-        return torch.cat(
-            [state.mean[..., None, :], state.mean[..., None, :] + steps, state.mean[..., None, :] - steps], dim=-2
-        )
+    def _points(self, state, u):
+        """Sigma points of state and, where they carry noise, inputs: (..., 2 n + 1, nstates) and their inputs."""
+        # float64 also for a float32 belief: a small deviation would drown in the rounding of the mean
+        mean, columns = state.mean.double(), self._spread * state.factor.double().mT
+        u = None if u is None else torch.as_tensor(u, dtype=torch.float64)[..., None, :]
+        if self._input_factor is None:
+            centre = mean[..., None, :]
+            return torch.cat([centre, centre + columns, centre - columns], dim=-2), u
+        noisy = self._spread * self._input_factor.mT
+        columns = torch.cat([columns, columns.new_zeros(*columns.shape[:-2], len(noisy), columns.shape[-1])], dim=-2)
+        moves = torch.cat([noisy.new_zeros(self.model.nstates, noisy.shape[-1]), noisy])
+        spread = torch.cat([0 * columns[..., :1, :], columns, -columns], dim=-2)
+        return mean[..., None, :] + spread, u + torch.cat([0 * moves[:1], moves, -moves])
 
     def _transform(self, values, is_angle):
-        """Mean (..., n) and deviation columns (..., n, 2 nx + 1) of the propagated points."""
+        """Mean (..., n) and deviation columns (..., n, 2 n + 1) of the propagated points."""
         deviations = wrap(values[..., 1:, :] - values[..., :1, :], is_angle)
         shift = self._weight * deviations.sum(dim=-2)
         if self._centred:
@@ -88,22 +96,23 @@ class UnscentedKalmanFilter(GaussianFilter):
         columns = torch.cat([math.sqrt(self._weight) * deviations, self._central * shift[..., None, :]], dim=-2).mT
         return values[..., 0, :] + shift, columns
 
-    def _transition(self, state, u):
-        inputs = None if u is None else _for_points(u)
-        mean, columns = self._transform(self.model.step(self._points(state), inputs, state.time), self._state_angles)
+    def _transition(self, state, u, process, model):
+        mean, columns = self._transform(model.step(*self._points(state, u), state.time), self._state_angles)
         # columns of opposite points: half their difference goes with the state, half their sum does not
-        n = self.model.nstates
-        plus, minus, rest = columns[..., :n], columns[..., n : 2 * n], columns[..., 2 * n :]
-        process = self._process_factor.expand(*columns.shape[:-2], *self._process_factor.shape[-2:])
-        return mean, (plus - minus) / math.sqrt(2), torch.cat([(plus + minus) / math.sqrt(2), rest, process], dim=-1)
+        count, n = columns.shape[-1] // 2, model.nstates
+        odd = (columns[..., :count] - columns[..., count : 2 * count]) / math.sqrt(2)
+        even = (columns[..., :count] + columns[..., count : 2 * count]) / math.sqrt(2)
+        process = process.expand(*columns.shape[:-1], process.shape[-1])
+        return mean, odd[..., :n], torch.cat([odd[..., n:], even, columns[..., 2 * count :], process], dim=-1)
 
-    def _correct(self, state, u, y):
+    def _correct(self, state, u, y, noise):
         expected, output_rows = self._transform(
-            self.model.output(self._points(state), _for_points(u), state.time), self._output_angles
+            self.model.output(*self._points(state, u), state.time), self._output_angles
         )
         half = self._spread * math.sqrt(self._weight) * state.factor
-        state_rows = torch.cat([half, -half, torch.zeros_like(half[..., :1])], dim=-1)
-        return correct(state.mean, wrap(y - expected, self._output_angles), output_rows, state_rows, self._noise_factor)
+        none = half.new_zeros(*half.shape[:-1], output_rows.shape[-1] // 2 - self.model.nstates)
+        state_rows = torch.cat([half, none, -half, none, torch.zeros_like(half[..., :1])], dim=-1)
+        return self._combine(state, wrap(y - expected, self._output_angles), output_rows, state_rows, noise)
 
 
 class CubatureKalmanFilter(UnscentedKalmanFilter):
@@ -115,23 +124,9 @@ class CubatureKalmanFilter(UnscentedKalmanFilter):
         The plant.
     noise : GaussianNoise, optional
         Process and measurement covariances.
-    Q, R : array_like, optional
-        The same as matrices instead of `noise`.
-    gate : float, optional
-        Probability with which a right measurement is used; see :class:`~estimators.gaussian.filter.GaussianFilter`.
+    **settings
+        As for :class:`~estimators.ExtendedKalmanFilter`.
     """
 
-    def __init__(
-        self,
-        model: StateSpaceModel,
-        noise: GaussianNoise | None = None,
-        *,
-        Q=None,
-        R=None,
-        gate: float | None = None,
-    ):
-        super().__init__(model, noise, Q=Q, R=R, gate=gate, alpha=1.0, beta=0.0, kappa=0.0)
-
-
-def _for_points(u):
-    return torch.as_tensor(u, dtype=torch.float64)[..., None, :]
+    def __init__(self, model: StateSpaceModel, noise: GaussianNoise | None = None, **settings):
+        super().__init__(model, noise, alpha=1.0, beta=0.0, kappa=0.0, **settings)

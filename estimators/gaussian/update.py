@@ -26,6 +26,8 @@ class Correction(NamedTuple):
         model and noise are right; 0 in channels that were not measured.
     channels : torch.Tensor
         (...,), how many were measured.
+    root : torch.Tensor
+        (..., ny, ny) lower triangular factor of the innovation's covariance; the identity for what was not measured.
     """
 
     mean: torch.Tensor
@@ -33,6 +35,7 @@ class Correction(NamedTuple):
     log_likelihood: torch.Tensor
     whitened: torch.Tensor
     channels: torch.Tensor
+    root: torch.Tensor
 
 
 def triangular_factor(wide: torch.Tensor) -> torch.Tensor:
@@ -48,7 +51,33 @@ def triangular_factor(wide: torch.Tensor) -> torch.Tensor:
     torch.Tensor
         (..., n, n).
     """
+    return _Triangular.apply(wide) if wide.requires_grad and torch.is_grad_enabled() else _lower(wide)
+
+
+def _lower(wide):
     return torch.linalg.qr(wide.mT, mode="r")[1].mT
+
+
+class _Triangular(torch.autograd.Function):
+    """`triangular_factor` with its derivative, that of a Cholesky factor of W W' (Murray, arXiv 1602.07527).
+
+    torch differentiates a QR decomposition only with its orthogonal part, which is not needed here.
+    """
+
+    @staticmethod
+    def forward(ctx, wide):
+        L = _lower(wide)
+        ctx.save_for_backward(wide, L)
+        return L
+
+    @staticmethod
+    def backward(ctx, gradient):
+        wide, L = ctx.saved_tensors
+        product = torch.tril(L.mT @ torch.tril(gradient))
+        half = product - 0.5 * torch.diag_embed(product.diagonal(dim1=-2, dim2=-1))
+        inner = torch.linalg.solve_triangular(L.mT, half, upper=True)
+        outer = torch.linalg.solve_triangular(L, inner, upper=False, left=False)
+        return (outer + outer.mT) @ wide
 
 
 def correct(
@@ -74,7 +103,7 @@ def correct(
     output_rows, state_rows : torch.Tensor
         Ny (..., ny, m) and Nx (..., nx, m), m >= nx.
     noise_factor : torch.Tensor
-        R^(1/2), (..., ny, ny).
+        N with R = N N', (..., ny, any).
 
     Returns
     -------
@@ -90,7 +119,7 @@ def correct(
     lead = torch.broadcast_shapes(
         innovation.shape[:-1], output_rows.shape[:-2], noise_factor.shape[:-2], state_rows.shape[:-2]
     )
-    noise_rows = noise_factor.expand(*lead, ny, ny)
+    noise_rows = noise_factor.expand(*lead, *noise_factor.shape[-2:])
     output_rows = output_rows.expand(*lead, *output_rows.shape[-2:])
     state_rows = state_rows.expand(*lead, *state_rows.shape[-2:])
     if bool(missing.any()):
@@ -107,13 +136,15 @@ def correct(
     root, gain_root, factor = joint[..., :ny, :ny], joint[..., ny:, :ny], joint[..., ny:, ny:]
     pivots = root.diagonal(dim1=-2, dim2=-1).abs()
     if bool((pivots == 0).any()):
+        where = [int(i) for i in (pivots == 0).any(-1).nonzero()[0]]
         raise ValueError(
-            "the innovation covariance is singular: a noise-free measurement (R = 0) repeats what is known exactly; "
-            "give R a positive variance"
+            "the innovation covariance is singular"
+            + (f" in trajectory {where[0] if len(where) == 1 else where}" if where else "")
+            + ": a noise-free measurement (R = 0) repeats what is known exactly; give R a positive variance"
         )
     whitened = torch.linalg.solve_triangular(root, innovation.expand(*lead, ny)[..., None], upper=False)
     count = (~missing).sum(dim=-1)
     log_likelihood = (
         -0.5 * whitened.square().sum(dim=(-2, -1)) - pivots.log().sum(dim=-1) - 0.5 * math.log(2 * math.pi) * count
     )
-    return Correction(mean + (gain_root @ whitened)[..., 0], factor, log_likelihood, whitened[..., 0], count)
+    return Correction(mean + (gain_root @ whitened)[..., 0], factor, log_likelihood, whitened[..., 0], count, root)

@@ -7,7 +7,7 @@ import scipy.integrate
 import torch
 
 import plants
-from plants.model import SUBSTEP_TOLERANCE
+from plants.sampling import SUBSTEP_TOLERANCE
 from tests.plants.user_plants import SYSTEMS
 from tests.tolerances import ROUNDING, TRACED_JACOBIAN, TRACED_VALUE
 
