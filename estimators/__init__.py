@@ -15,10 +15,14 @@ from estimators.gaussian import (
     UnscentedKalmanFilter,
     steady_state,
 )
+from estimators.luenberger import LuenbergerObserver
+from estimators.moving_horizon import MovingHorizonEstimator
 from estimators.networks import R2DN, REN, LipschitzNetwork, R2DNMatrices, RENMatrices
+from estimators.observability import Observability, observability
 from estimators.observer import ObserverState, R2DNObserver
 from estimators.particles import EnsembleKalmanFilter, ParticleFilter, ParticleState
 from estimators.plotting import plot_error_decay, plot_estimates, plot_training
+from estimators.replay import Replay
 from estimators.run import run, smooth
 from estimators.training import FitResult
 
@@ -38,12 +42,16 @@ __all__ = [
     "IteratedExtendedKalmanFilter",
     "KalmanFilter",
     "LipschitzNetwork",
+    "LuenbergerObserver",
+    "MovingHorizonEstimator",
+    "Observability",
     "ObserverState",
     "ParticleFilter",
     "ParticleState",
     "R2DNMatrices",
     "R2DNObserver",
     "RENMatrices",
+    "Replay",
     "SteadyState",
     "TuneResult",
     "UnscentedKalmanFilter",
@@ -51,6 +59,7 @@ __all__ = [
     "certify",
     "consistency",
     "load",
+    "observability",
     "plot_error_decay",
     "plot_estimates",
     "plot_training",

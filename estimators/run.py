@@ -46,8 +46,8 @@ def run(
     -------
     xarray.Dataset
         ``predicted`` and, where the estimator has them, ``filtered``, ``predicted_cov``,
-        ``filtered_cov``, with dimensions (trajectory, time, state[, state_]), ``innovation`` (trajectory, time, output),
-        whitened, and ``log_likelihood`` (trajectory, time).
+        ``filtered_cov``, with dimensions (trajectory, time, state[, state_]), ``innovation`` (trajectory, time,
+        output), whitened, and ``log_likelihood`` (trajectory, time).
 
     Raises
     ------
@@ -62,7 +62,7 @@ def run(
     UserWarning
         The estimator diverged: its estimates stopped being finite, or most measurements in the second half of the
         record lie beyond five times what its covariance says, so that it follows something else. The first trajectory
-        and time step are named; estimates are NaN from there on. A trajectory without a single measurement is named too.
+        and time step are named; estimates are NaN from there on. A trajectory without any measurement is named too.
     """
     estimate = estimate_batch(estimator, dataset, x0=x0, P0=P0, Q=Q, R=R, progress=progress)
     dims = ("trajectory", "time", "state")
@@ -197,9 +197,8 @@ def _warn_where(name: str, lost: torch.Tensor) -> torch.Tensor:
 
 
 def _labelled(estimator, dataset, variables):
-    coordinates = {
-        name: dataset.coords[name] for name in ("time", "state", "output", "trajectory") if name in dataset.coords
-    }
+    kept = ("time", "state", "output", "trajectory")
+    coordinates = {name: dataset.coords[name] for name in kept if name in dataset.coords}
     coordinates.setdefault("state", list(estimator.model.state_labels))
     return xr.Dataset(
         variables,

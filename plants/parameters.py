@@ -113,14 +113,15 @@ def _checked(sys, values):
     for name, value in values.items():
 
         def at(number, name=name):
-            params = {**sys.params, **values, name: number}
+            params, n, m = {**sys.params, **values, name: number}, sys.nstates, sys.ninputs
             with np.errstate(all="ignore"):
-                return [
-                    np.concatenate(
-                        [np.ravel(f(0.7, a[: sys.nstates], b[: sys.ninputs], params)) for f in (update, output)]
-                    )
-                    for a, b in zip(x, u, strict=True)
-                ]
+                return np.concatenate(
+                    [
+                        np.ravel(f(0.7, a[:n], b[:m], params))
+                        for a, b in zip(x, u, strict=True)
+                        for f in (update, output)
+                    ]
+                )
 
         if np.array_equal(at(float(value)), at(1.1 * float(value) + 0.01), equal_nan=True):
             known = f"; it stores {sorted(sys.params)}" if sys.params else ""

@@ -89,8 +89,8 @@ def simulate(
             which = int((~torch.isfinite(x[k + 1])).any(dim=1).nonzero()[0])
             raise ValueError(
                 f"trajectory {which} of {model.name!r}, which started at x={x[0, which].tolist()}, is not finite after "
-                f"time step {k}: from x={x[k, which].tolist()}, u={applied[k, which].tolist()}; does the plant live in its "
-                "operating_region, and does it need more substeps outside?"
+                f"time step {k}: from x={x[k, which].tolist()}, u={applied[k, which].tolist()}; does the plant live in "
+                "its operating_region, and does it need more substeps outside?"
             )
     times = (torch.arange(steps, dtype=torch.float64) * model.dt).tolist()
     y = torch.stack([model.output(x[k], applied[k], times[k]) for k in range(steps)]) + v

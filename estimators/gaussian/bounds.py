@@ -19,7 +19,7 @@ def as_bounds(bounds: Mapping | None, model: StateSpaceModel) -> tuple[torch.Ten
         raise ValueError(f"bounds must map states out of {list(labels)} to (lower, upper), got {bounds!r}")
     if set(bounds) & set(model.angle_states):
         raise ValueError(
-            f"bounds on the angle {sorted(set(bounds) & set(model.angle_states))} mean nothing modulo a turn"
+            f"bounds mean nothing modulo a turn: {sorted(set(bounds) & set(model.angle_states))} are angles"
         )
     lower, upper = torch.full((2, len(labels)), math.inf, dtype=torch.float64) * torch.tensor([[-1.0], [1.0]])
     for label, pair in bounds.items():
@@ -61,9 +61,7 @@ def project(mean: torch.Tensor, factor: torch.Tensor, bounds) -> torch.Tensor:
         for i in limited:
             variance = P[..., i, i]
             free = z[..., i] - variance * multipliers[..., i]
-            wanted = (free.clamp(lower[i], upper[i]) - free) / torch.where(
-                variance > 0, variance, torch.ones_like(free)
-            )
+            wanted = (free.clamp(lower[i], upper[i]) - free) / torch.where(variance > 0, variance, 1.0)
             change = torch.where(variance > 0, wanted - multipliers[..., i], torch.zeros_like(free))
             z = z + change[..., None] * P[..., :, i]
             multipliers[..., i] += change

@@ -31,7 +31,7 @@ class ExtendedKalmanFilter(GaussianFilter):
         return mean, A.to(self.dtype) @ state.factor, process
 
     def _output(self, at, u, state, noise):
-        """Expected output, C, and the noise factor with what the inputs add."""
+        """Return the expected output, C, and the noise factor with what the inputs add."""
         expected, C, D = self.model.output_jacobian(at, u, state.time)
         if self._noisy_output:
             inputs = D @ self._input_factor

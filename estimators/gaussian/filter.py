@@ -280,13 +280,9 @@ class GaussianFilter(ABC):
         """Belief and log-likelihood after a measurement, and the correction as it was without a gate."""
         found = self._correct(state, u, y, noise)
         mean, factor, likelihood = found[:3]
-        if self.degrees_of_freedom is not None:
+        if (degrees := self.degrees_of_freedom) is not None:
             mean, factor, likelihood = student_correction(
-                lambda weighed: self._correct(state, u, y, weighed),
-                found,
-                noise,
-                ~torch.isnan(y),
-                self.degrees_of_freedom,
+                lambda weighed: self._correct(state, u, y, weighed), found, noise, ~torch.isnan(y), degrees
             )
         if self.gate is not None:
             used = found.whitened.square().sum(-1) <= self._thresholds[found.channels]
@@ -426,14 +422,12 @@ def _input_noise(model, noise):
     factor = torch.from_numpy(covariance_factor(noise.input_cov))
     factor = factor[:, factor.any(0)]
     x, u = (torch.from_numpy(a) for a in model.operating_region.sample(32, seed=2))
-    moves, shows = (
-        (jacobian @ factor) != 0 for jacobian in (model.step_jacobian(x, u)[2], model.output_jacobian(x, u)[2])
-    )
+    moves, shows = (J @ factor != 0 for J in (model.step_jacobian(x, u)[2], model.output_jacobian(x, u)[2]))
     both = moves.any(1).any(0) & shows.any(1).any(0)
     if bool(both.any()):
         names = [label for label, row in zip(model.input_labels, factor[:, both], strict=True) if row.any()]
         raise ValueError(
-            f"noise of the inputs {names} moves the states and shows in the outputs at the same instant, so process and "
-            "measurement noise would be correlated: use one input for each, or add a state between"
+            f"noise of the inputs {names} moves the states and shows in the outputs at the same instant, so process "
+            "and measurement noise would be correlated: use one input for each, or add a state between"
         )
     return factor, bool(shows.any())

@@ -68,8 +68,8 @@ class UnscentedKalmanFilter(GaussianFilter):
         self._centred = self.beta < self.alpha**2
         if self._centred and central < 0:
             raise ValueError(
-                f"beta must be at least alpha^2 = {self.alpha**2:g}, or give the central point a covariance weight that "
-                f"is not negative; got beta = {self.beta} and weight {central:.3g}"
+                f"beta must be at least alpha^2 = {self.alpha**2:g}, or give the central point a covariance weight "
+                f"that is not negative; got beta = {self.beta} and weight {central:.3g}"
             )
         self._central = math.sqrt(central if self._centred else self.beta - self.alpha**2)
 
