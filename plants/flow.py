@@ -11,11 +11,15 @@ import numpy as np
 import torch
 
 from plants.maps import ROUTES, build_map
+from plants.program import NotRecordable, recordable
 from plants.region import OperatingRegion
 
 
 class Flow(NamedTuple):
-    """A plant, or part of one, before sampling: rhs and output on (batch, feature) tensors."""
+    """A plant, or part of one, before sampling: rhs and output on (batch, feature) tensors.
+
+    `recorded` are the same two, ``(x, u, t)`` on arrays of :class:`plants.program.Scalar`.
+    """
 
     nstates: int
     ninputs: int
@@ -25,6 +29,7 @@ class Flow(NamedTuple):
     route: str
     vectorised: bool
     feedthrough: bool
+    recorded: tuple[Callable, Callable]
 
 
 def linear_flow(A, B, C, D) -> Flow:
@@ -39,6 +44,7 @@ def linear_flow(A, B, C, D) -> Flow:
         "linear",
         True,
         bool(np.any(D)),
+        (lambda x, u, t: A @ x + B @ u, lambda x, u, t: C @ x + D @ u),
     )
 
 
@@ -87,7 +93,23 @@ def flow_of(sys, params, region: OperatingRegion) -> Flow:
         max((m.route for m in maps), key=ROUTES.index),
         all(m.vectorised for m in maps),
         output is not None,
+        (
+            _on_scalars(lambda t, x, u: update(t, x, u, params), sys.nstates),
+            _on_scalars((lambda t, x, u: measure(t, x, u, params)) if measure else (lambda t, x, u: x), sys.noutputs),
+        ),
     )
+
+
+def _on_scalars(function, size):
+    def call(x, u, t):
+        values = recordable(function)(t, x, u)
+        parts = values if isinstance(values, list | tuple) else [values]
+        flat = np.concatenate([np.zeros(0, dtype=object), *(np.ravel(np.asarray(p, dtype=object)) for p in parts)])
+        if len(flat) != size:
+            raise NotRecordable(f"returned {len(flat)} values, needed {size}")
+        return flat
+
+    return call
 
 
 def _interconnected_flow(sys, params, region: OperatingRegion) -> Flow:
@@ -108,27 +130,41 @@ def _interconnected_flow(sys, params, region: OperatingRegion) -> Flow:
     )
     passes = 1 + sum(part.feedthrough for part, _, _ in parts)
 
-    def signals(x, u, t):
-        outside = u @ external
-        ylist = [None] * len(parts)
-        ulist = outside
+    def run(x, u, t, outputs, maps, together, columns):
+        """All inputs and outputs of the blocks; `columns` picks features, `together` joins them."""
+        outside = u @ maps[1]
+        ylist, ulist = [None] * len(parts), outside
         for index in range(passes):
-            for i, (part, xs, us) in enumerate(parts):
+            for i, ((part, xs, us), output) in enumerate(zip(parts, outputs, strict=True)):
                 if index == 0 or part.feedthrough:
-                    ylist[i] = part.output(x[:, xs], ulist[:, us], t)
-            ulist = torch.cat(ylist, dim=1) @ connect + outside
-        return ulist, torch.cat(ylist, dim=1)
+                    ylist[i] = output(columns(x, xs), columns(ulist, us), t)
+            ulist = together(ylist) @ maps[0] + outside
+        return ulist, together(ylist)
 
-    def rhs(x, u, t):
-        ulist, _ = signals(x, u, t)
-        return torch.cat([part.rhs(x[:, xs], ulist[:, us], t) for part, xs, us in parts if part.nstates], dim=1)
+    def blocks(outputs, rhss, maps, together, columns):
+        def rhs(x, u, t):
+            ulist, _ = run(x, u, t, outputs, maps, together, columns)
+            moved = [f(columns(x, xs), columns(ulist, us), t) for f, (_, xs, us) in zip(rhss, parts, strict=True)]
+            return together([m for m, (part, _, _) in zip(moved, parts, strict=True) if part.nstates])
 
-    def output(x, u, t):
-        ulist, ylist = signals(x, u, t)
-        return torch.cat([ylist, ulist], dim=1) @ out
+        def output(x, u, t):
+            ulist, ylist = run(x, u, t, outputs, maps, together, columns)
+            return together([ylist, ulist]) @ maps[2]
 
+        return rhs, output
+
+    on_tensors = ([part.output for part, _, _ in parts], [part.rhs for part, _, _ in parts], (connect, external, out))
+    tensors = (lambda parts: torch.cat(parts, dim=1), lambda x, which: x[:, which])
+    rhs, output = blocks(*on_tensors, *tensors)
+    recorded = blocks(
+        [part.recorded[1] for part, _, _ in parts],
+        [part.recorded[0] for part, _, _ in parts],
+        [m.numpy() for m in (connect, external, out)],
+        np.concatenate,
+        lambda x, which: x[which],
+    )
     x, u = (torch.from_numpy(a) for a in region.sample(5, seed=0))
-    ulist, ylist = signals(x, u, 0.0)
+    ulist, ylist = run(x, u, 0.0, on_tensors[0], on_tensors[2], *tensors)
     again = torch.cat([part.output(x[:, xs], ulist[:, us], 0.0) for part, xs, us in parts], dim=1)
     if not torch.allclose(again, ylist, rtol=1e-12, atol=1e-300, equal_nan=True):
         raise ValueError(f"{sys.name!r} has an algebraic loop: an output depends on itself at the same instant")
@@ -141,6 +177,7 @@ def _interconnected_flow(sys, params, region: OperatingRegion) -> Flow:
         max((p.route for p, _, _ in parts), key=ROUTES.index),
         all(p.vectorised for p, _, _ in parts),
         any(p.feedthrough for p, _, _ in parts),
+        recorded,
     )
 
 

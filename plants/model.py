@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import control as ct
 import numpy as np
@@ -12,7 +12,8 @@ import torch
 
 from plants.arrays import as_tensor
 from plants.flow import flow_of, linear_flow
-from plants.maps import ROUTES, central_differences, row_jacobian
+from plants.maps import PROBE_TIME, ROUTES, central_differences, row_jacobian
+from plants.program import Program, derivatives
 from plants.region import OperatingRegion
 from plants.sampling import INTEGRATORS, check_substeps, sampled, sampled_matrices
 
@@ -66,6 +67,7 @@ class StateSpaceModel:
     _output: Callable = field(repr=False)
     _settings: dict = field(repr=False)
     _resample: Callable | None = field(repr=False)
+    _record: tuple[Callable, Callable] = field(repr=False)
 
     @property
     def nstates(self) -> int:
@@ -203,6 +205,38 @@ class StateSpaceModel:
             (..., nstates, nstates), (..., nstates, ninputs), (..., noutputs, nstates), (..., noutputs, ninputs).
         """
         return *self.step_jacobian(x, u, t)[1:], *self.output_jacobian(x, u, t)[1:]
+
+    @cached_property
+    def recorded(self) -> tuple[Callable, Callable] | None:
+        """Step and output as ``(x, u, t)`` on arrays of :class:`plants.program.Scalar`, or None.
+
+        None where the functions cannot be recorded, or where values or Jacobians of the record differ from
+        `step_jacobian` and `output_jacobian` at random points of the operating region.
+        """
+        if self.jacobian_source == ROUTES[-1]:
+            return None  # a record's exact derivatives would not be those of the filters on tensors
+        x, u = self.operating_region.sample(16, seed=3)
+        nx, nu = self.nstates, self.ninputs
+        for record, original in zip(self._record, (self.step_jacobian, self.output_jacobian), strict=True):
+
+            def build(*z, record=record):
+                values = record(np.array(z[:nx], dtype=object), np.array(z[nx:-1], dtype=object), z[-1])
+                return [*values, *derivatives(values, z[:-1]).ravel()]
+
+            try:
+                program = Program(build, nx + nu + 1)
+            # any failure here only means that the plant is evaluated on tensors
+            except Exception:
+                return None
+            value, *jacobians = (part.numpy() for part in original(x, u, PROBE_TIME))
+            truth = np.concatenate([value, np.concatenate(jacobians, axis=2).reshape(len(x), -1)], axis=1)
+            found = np.array(
+                [program.on_floats(*a, *b, PROBE_TIME) for a, b in zip(x.tolist(), u.tolist(), strict=True)]
+            )
+            scale = np.abs(truth).max(0) + np.finfo(float).tiny
+            if not np.allclose(found / scale, truth / scale, rtol=0, atol=1e-10, equal_nan=True):
+                return None
+        return self._record
 
     def _flatten(self, x, u):
         x = as_tensor(x, "x", self.nstates, finite=False)
@@ -362,8 +396,8 @@ def discretize(
 
         def at(dt):
             matrices = (*(sampled_matrices(A, B, dt) if continuous else (A, B)), C, D)
-            map_ = linear_flow(*matrices)
-            return dict(matrices=matrices, _step=map_.rhs, _output=map_.output)
+            flow = linear_flow(*matrices)
+            return dict(matrices=matrices, _step=flow.rhs, _output=flow.output, _record=flow.recorded)
     else:
         flow = flow_of(sys, sys.params, region)
         common |= dict(jacobian_source=flow.route, vectorised=flow.vectorised, matrices=None, _output=flow.output)
@@ -374,8 +408,10 @@ def discretize(
 
         def at(dt):
             if not continuous:
-                return dict(_step=flow.rhs)
-            return dict(_step=sampled(flow.rhs, dt, method, math.ceil(dt / longest - 1e-9)))
+                return dict(_step=flow.rhs, _record=flow.recorded)
+            substeps = math.ceil(dt / longest - 1e-9)
+            step, record = (sampled(rhs, dt, method, substeps) for rhs in (flow.rhs, flow.recorded[0]))
+            return dict(_step=step, _record=(record, flow.recorded[1]))
 
     @lru_cache(maxsize=64)
     def resample(other):

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-_MATH_TO_NUMPY = {
+MATH_TO_NUMPY = {
     "acos": np.arccos,
     "acosh": np.arccosh,
     "asin": np.arcsin,
@@ -29,7 +29,7 @@ _MATH_TO_NUMPY = {
     "pow": np.power,
     "fabs": np.abs,
 }
-_MATH_TO_NUMPY |= {
+MATH_TO_NUMPY |= {
     name: getattr(np, name)
     for name in (
         "sin",
@@ -72,19 +72,32 @@ def _shim(name: str, module: types.ModuleType, **replaced) -> types.ModuleType:
 
 
 _NUMPY_SHIM = _shim("numpy_for_tracing", np, array=_stacking_array)
-_MATH_SHIM = _shim("math_for_tracing", math, **_MATH_TO_NUMPY)
+_MATH_SHIM = _shim("math_for_tracing", math, **MATH_TO_NUMPY)
 _REPLACED = {id(np): _NUMPY_SHIM, id(math): _MATH_SHIM, id(np.array): _stacking_array}
-_REPLACED |= {id(getattr(math, name)): function for name, function in _MATH_TO_NUMPY.items()}
+_REPLACED |= {id(getattr(math, name)): function for name, function in MATH_TO_NUMPY.items()}
 
 
-def _rebind(value, seen: dict):
-    """Copy a function, and the functions it reaches, with traceable globals."""
-    if id(value) in _REPLACED:
-        return _REPLACED[id(value)]
+def rebind(value, seen: dict, replaced: dict | None = None, float_: Callable = _keep_float):
+    """Copy a function, and the functions it reaches, with other globals in place of some.
+
+    Parameters
+    ----------
+    value : object
+        A function; anything that is none is returned as it is, unless replaced.
+    seen : dict
+        Copies made so far, by id.
+    replaced : dict, optional
+        Object's id to what takes its place. Default: those for tracing.
+    float_ : callable
+        Takes the place of ``float``.
+    """
+    replaced = _REPLACED if replaced is None else replaced
+    if id(value) in replaced:
+        return replaced[id(value)]
     if isinstance(value, types.MethodType):
-        return types.MethodType(_rebind(value.__func__, seen), value.__self__)
+        return types.MethodType(rebind(value.__func__, seen, replaced, float_), value.__self__)
     if isinstance(value, functools.partial):
-        return functools.partial(_rebind(value.func, seen), *value.args, **value.keywords)
+        return functools.partial(rebind(value.func, seen, replaced, float_), *value.args, **value.keywords)
     if not isinstance(value, types.FunctionType) or (value.__module__ or "").split(".")[0] in (
         "numpy",
         "scipy",
@@ -101,11 +114,11 @@ def _rebind(value, seen: dict):
     copy.__kwdefaults__ = value.__kwdefaults__
     seen[id(value)] = copy
     for name in names & scope.keys():
-        scope[name] = _rebind(scope[name], seen)
+        scope[name] = rebind(scope[name], seen, replaced, float_)
     if "float" in names and "float" not in value.__globals__:
-        scope["float"] = _keep_float
+        scope["float"] = float_
     for new, old in zip(closure or (), value.__closure__ or (), strict=True):
-        new.cell_contents = _rebind(old.cell_contents, seen)
+        new.cell_contents = rebind(old.cell_contents, seen, replaced, float_)
     return copy
 
 
@@ -171,7 +184,7 @@ def trace(function: Callable, *sizes: int) -> torch.fx.GraphModule:
 
         return run
 
-    traceable = _rebind(function, {})
+    traceable = rebind(function, {})
     as_numpy = torch.compiler.wrap_numpy(lambda t, *arrays: np.asarray(_stacking_array(traceable(t, *arrays))))
     inputs = [torch.rand(size, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) for size in sizes]
     inputs.insert(0, torch.tensor(0.0, dtype=torch.float64))

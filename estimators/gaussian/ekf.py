@@ -2,6 +2,7 @@
 
 import torch
 
+from estimators.gaussian.compiled import Linearised
 from estimators.gaussian.filter import GaussianFilter
 from plants.angles import wrap
 
@@ -22,6 +23,11 @@ class ExtendedKalmanFilter(GaussianFilter):
         ``Q``, ``R``, ``gate``, ``degrees_of_freedom``, ``bounds``, ``inflation``, ``dtype`` of
         :class:`~estimators.gaussian.filter.GaussianFilter`.
     """
+
+    def _rules(self):
+        kept = ("_transition", "_correct", "_output")
+        ours = all(getattr(type(self), name) is getattr(ExtendedKalmanFilter, name) for name in kept)
+        return Linearised() if ours else None
 
     def _transition(self, state, u, process, model):
         mean, A, B = model.step_jacobian(state.mean, u, state.time)

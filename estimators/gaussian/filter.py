@@ -1,5 +1,6 @@
 """What KF, EKF and UKF have in common: noise, start, step."""
 
+import contextlib
 import copy
 import math
 from abc import ABC, abstractmethod
@@ -13,6 +14,7 @@ import torch
 
 from estimators.base import Estimate, Estimator, check_measurement, check_record, stack_steps
 from estimators.gaussian.bounds import as_bounds, project
+from estimators.gaussian.compiled import FilterPrograms
 from estimators.gaussian.robust import student_correction
 from estimators.gaussian.tuning import TuneResult, tune
 from estimators.gaussian.update import Correction, correct, triangular_factor
@@ -20,6 +22,7 @@ from plants.angles import wrap
 from plants.arrays import as_covariance, as_tensor, covariance_factor
 from plants.model import StateSpaceModel
 from plants.noise import GaussianNoise
+from plants.program import NotRecordable
 
 
 class GaussianState(NamedTuple):
@@ -123,7 +126,7 @@ class GaussianFilter(ABC):
             raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype!r}")
         self.model, self.gate, self.degrees_of_freedom = model, gate, degrees_of_freedom
         self.inflation, self.dtype = inflation, dtype
-        self.bounds = as_bounds(bounds, model)
+        self.bounds, self._programs = as_bounds(bounds, model), {}
         quantiles = [] if gate is None else scipy.stats.chi2.ppf(gate, np.arange(1, model.noutputs + 1))
         self._thresholds = torch.tensor([np.inf, *quantiles], dtype=dtype)  # by the number of channels
         self._set_noise(noise)
@@ -137,7 +140,9 @@ class GaussianFilter(ABC):
         )
 
     def _set_factors(self, process: torch.Tensor, measurement: torch.Tensor) -> None:
-        self._process_factor, self._noise_factor = process.to(self.dtype), measurement.to(self.dtype)
+        self._process_factor = triangular_factor(process).to(self.dtype)
+        self._noise_factor = triangular_factor(measurement).to(self.dtype)
+        self._patterns = _pattern(self._process_factor), _pattern(self._noise_factor)
         self._state_angles, self._output_angles = self.model.state_is_angle, self.model.output_is_angle
 
     def with_factors(self, process: torch.Tensor, measurement: torch.Tensor) -> "GaussianFilter":
@@ -167,7 +172,8 @@ class GaussianFilter(ABC):
         """
         x0, factor = start_factor(self, x0, P0)
         mean = wrap(x0, self.model.state_is_angle).to(self.dtype)
-        return GaussianState(mean, factor.to(self.dtype).expand(*x0.shape[:-1], *factor.shape))
+        factor = triangular_factor(factor).to(self.dtype)
+        return GaussianState(mean, factor.expand(*x0.shape[:-1], *factor.shape))
 
     def predict(self, state: GaussianState, u=None, *, dt: float | None = None, Q=None) -> GaussianState:
         """Advance the belief by one sample.
@@ -274,7 +280,8 @@ class GaussianFilter(ABC):
         return u, y.to(self.dtype), noise
 
     def _factors(self, value, name, size):
-        return torch.from_numpy(covariance_factor(as_covariance(value, name, size, batch=True))).to(self.dtype)
+        factor = torch.from_numpy(covariance_factor(as_covariance(value, name, size, batch=True)))
+        return triangular_factor(factor).to(self.dtype)
 
     def _corrected(self, state, u, y, noise) -> tuple[GaussianState, torch.Tensor, Correction]:
         """Belief and log-likelihood after a measurement, and the correction as it was without a gate."""
@@ -318,8 +325,38 @@ class GaussianFilter(ABC):
             At k, predicted and filtered, with covariances, whitened innovation and log-likelihood.
         """
         _check_state(state)
+        if state.mean.ndim == 1 and (programs := self._compiled(self.model, *self._patterns, state)) is not None:
+            numbers = _numbers(u, self.model.ninputs, math.isfinite), _numbers(y, self.model.noutputs, _not_infinite)
+            found = None not in numbers and programs.step(state, *numbers, self._process_factor, self._noise_factor)
+            if found:
+                mean, factor, estimate = found
+                return GaussianState(mean, factor, state.time + self.model.dt), estimate
         u, y, noise = self._measured(y, u, None, None)
         return self._step(state, u, y, self._process_factor, noise)
+
+    def _compiled(self, model, process, noise, *tensors) -> FilterPrograms | None:
+        """Straight-line code for noise factors with these patterns of zeros, where there is such code.
+
+        None for what it does not cover: other settings than the defaults, float32, derivatives, plants without
+        a record or with too many states.
+        """
+        own = self.gate is None and self.degrees_of_freedom is None and self.bounds is None
+        if not own or self._input_factor is not None or self.dtype != torch.float64:
+            return None
+        involved = (*_parts(tensors), self._process_factor, self._noise_factor)
+        if torch.is_grad_enabled() and any(part.requires_grad for part in involved):
+            return None
+        key = model.dt, process.tobytes(), noise.tobytes()
+        if key not in self._programs:
+            self._programs[key], rules = None, self._rules()
+            if rules is not None and model.recorded is not None:
+                with contextlib.suppress(NotRecordable):  # more operations than pay: tensors it is
+                    self._programs[key] = FilterPrograms(model, rules, process, noise, self.inflation)
+        return self._programs[key]
+
+    def _rules(self):
+        """Return how means and factors go through recorded functions, None where there is no such way."""
+        return None
 
     def _step(self, state, u, y, process, noise):
         filtered, likelihood, found = self._corrected(state, u, y, noise)
@@ -359,13 +396,24 @@ class GaussianFilter(ABC):
         y = y.to(self.dtype)
         lead = torch.broadcast_shapes(state.mean.shape[:-1], y.shape[:-2])
         mean, factor = state.mean.expand(*lead, -1), state.factor.expand(*lead, -1, -1)
+        state = state._replace(mean=mean, factor=factor)
         process = self.factor_sequence(Q, "Q", y.shape[-2])
         noise = self.factor_sequence(R, "R", y.shape[-2])
+        factors, given = (process, noise), (Q is not None, R is not None)
+        patterns = (_pattern(f) if g else own for own, g, f in zip(self._patterns, given, factors, strict=True))
+        programs = self._compiled(self.model, *patterns, state, u, y)
+        if programs is not None:
+            varying = [_flattened(f, g, lead) for f, g in zip(factors, given, strict=True)]
+            flat = [part.flatten(0, len(lead) - 1) if lead else part for part in (mean, factor, u, y)]
+            found = programs.sequence(GaussianState(*flat[:2], state.time), *flat[2:], *varying, progress)
+            if found is not None:
+                return Estimate(*(part.unflatten(0, lead) for part in found)) if lead else found
+        state = state._replace(mean=mean, factor=factor)
 
         def step(state, k):
             return self._step(state, u[..., k, :], y[..., k, :], process[..., k, :, :], noise[..., k, :, :])
 
-        return stack_steps(step, state._replace(mean=mean, factor=factor), y.shape[-2], progress)
+        return stack_steps(step, state, y.shape[-2], progress)
 
     def factor_sequence(self, value, name: str, steps: int) -> torch.Tensor:
         """Return the factors of Q or R at each step, (..., steps, n, n); those of the filter where `value` is None."""
@@ -400,6 +448,40 @@ def _is_real(value):
 def _check_state(state):
     if not isinstance(state, GaussianState):
         raise TypeError(f"state must be the GaussianState that init or step returned, got {type(state).__name__}")
+
+
+def _not_infinite(value):
+    return not math.isinf(value)
+
+
+def _numbers(values, size, usable):
+    """Floats of one sample, or None for anything else, which then is checked and told on tensors."""
+    if values is None:
+        return [] if size == 0 else None
+    values = values.tolist() if hasattr(values, "tolist") else values
+    if not isinstance(values, list | tuple) or len(values) != size:
+        return None
+    return [float(v) for v in values] if all(isinstance(v, float | int) and usable(v) for v in values) else None
+
+
+def _parts(tensors):
+    for part in tensors:
+        yield from (part[:2] if isinstance(part, GaussianState) else (part,))
+
+
+def _pattern(factor: torch.Tensor) -> np.ndarray:
+    """(n, n) bool: entries that are not zero in all of (..., n, n)."""
+    return (factor.detach() != 0).reshape(-1, *factor.shape[-2:]).any(0).numpy()
+
+
+def _flattened(factors, varies, lead):
+    """Noise factors (..., time, n, n) as ([time,] [trajectory,] n, n), and whether they vary with time."""
+    if not varies:
+        factors = factors[..., 0, :, :]
+        return (factors.expand(*lead, -1, -1).flatten(0, len(lead) - 1) if factors.ndim > 2 else factors), False
+    if factors.ndim > 3:
+        factors = factors.expand(*lead, -1, -1, -1).flatten(0, len(lead) - 1).movedim(0, 1)
+    return factors, True
 
 
 def _channels(sensor, labels):

@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from estimators.gaussian.compiled import Unscented
 from estimators.gaussian.filter import GaussianFilter
 from plants.angles import wrap
 from plants.model import StateSpaceModel
@@ -72,6 +73,11 @@ class UnscentedKalmanFilter(GaussianFilter):
                 f"that is not negative; got beta = {self.beta} and weight {central:.3g}"
             )
         self._central = math.sqrt(central if self._centred else self.beta - self.alpha**2)
+
+    def _rules(self):
+        kept = ("_points", "_transform", "_transition", "_correct")
+        ours = all(getattr(type(self), name) is getattr(UnscentedKalmanFilter, name) for name in kept)
+        return Unscented(self._spread, self._weight, self._central, self._centred) if ours else None
 
     def _points(self, state, u):
         """Sigma points of state and, where they carry noise, inputs: (..., 2 n + 1, nstates) and their inputs."""

@@ -144,7 +144,6 @@ def correct(
         )
     whitened = torch.linalg.solve_triangular(root, innovation.expand(*lead, ny)[..., None], upper=False)
     count = (~missing).sum(dim=-1)
-    log_likelihood = (
-        -0.5 * whitened.square().sum(dim=(-2, -1)) - pivots.log().sum(dim=-1) - 0.5 * math.log(2 * math.pi) * count
-    )
+    constant = 0.5 * math.log(2 * math.pi) * count.to(mean.dtype)
+    log_likelihood = -0.5 * whitened.square().sum(dim=(-2, -1)) - pivots.log().sum(dim=-1) - constant
     return Correction(mean + (gain_root @ whitened)[..., 0], factor, log_likelihood, whitened[..., 0], count, root)

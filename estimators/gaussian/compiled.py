@@ -1,0 +1,335 @@
+"""The step of a filter as straight-line code, for plants of a few states.
+
+The same arithmetic as on tensors, recorded once (:mod:`plants.program`) and run on floats for one trajectory or on
+arrays of all trajectories: what is left of a step is its operations, without the calls around them.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from estimators.base import Estimate
+from plants.model import StateSpaceModel
+from plants.program import NotRecordable, Program, apply, derivatives, select
+
+LARGEST = 4000
+"""Operations in a program beyond which tensors are at least as fast (see tests/benchmarks/filters.py)."""
+CHUNK = 4096
+"""Trajectories that go through together; their intermediate results stay in the cache."""
+
+
+def triangular(rows: np.ndarray) -> np.ndarray:
+    """Lower triangular L with L L' = W W' by Householder reflections of the columns, zeros left out.
+
+    Parameters
+    ----------
+    rows : numpy.ndarray
+        W, (n, m) of Scalar and float.
+
+    Returns
+    -------
+    numpy.ndarray
+        (n, n).
+    """
+    W = rows.copy()
+    n, m = W.shape
+    for i in range(min(n, m)):
+        others = [k for k in range(i + 1, m) if not _is_zero(W[i, k])]
+        if not others:
+            continue
+        alpha = W[i, i]
+        norm = apply("sqrt", sum((W[i, k] * W[i, k] for k in others), alpha * alpha))
+        beta = -apply("copysign", norm, alpha)
+        head = alpha - beta
+        # a row of zeros is left alone: its reflection would divide by zero
+        scale = select(norm > 0.0, 1.0 / select(norm > 0.0, norm * apply("abs", head), 1.0), 0.0)
+        vector = {i: head, **{k: W[i, k] for k in others}}
+        for j in range(i + 1, n):
+            product = sum((v * W[j, k] for k, v in vector.items()), 0.0)
+            if _is_zero(product):
+                continue
+            product = product * scale
+            for k, v in vector.items():
+                W[j, k] = W[j, k] - product * v
+        W[i, i] = beta
+        W[i, others] = 0.0
+    if m < n:
+        W = np.concatenate([W, np.zeros((n, n - m), dtype=object)], axis=1)
+    return W[:, :n]
+
+
+def _is_zero(value):
+    return isinstance(value, float | int) and value == 0
+
+
+def wrapped(values: Sequence, is_angle: Sequence[bool]) -> np.ndarray:
+    """Bring angles into [-pi, pi), as :func:`plants.angles.wrap`."""
+    turn = 2 * math.pi
+    return np.array(
+        [apply("mod", v + math.pi, turn) - math.pi if a else v for v, a in zip(values, is_angle, strict=True)], object
+    )
+
+
+def square(factor: np.ndarray) -> np.ndarray:
+    """Covariance L L' of a lower triangular factor, flat; each entry is recorded once for both of its places."""
+    n = len(factor)
+    P = np.empty((n, n), dtype=object)
+    for i in range(n):
+        for j in range(i + 1):
+            P[i, j] = P[j, i] = sum((factor[i, k] * factor[j, k] for k in range(j + 1)), 0.0)
+    return P.ravel()
+
+
+class FilterPrograms:
+    """Predict and correct of one filter and plant.
+
+    Parameters
+    ----------
+    model : StateSpaceModel
+        The plant, with a record.
+    rules : object
+        ``predicted(f, m, S, x_angles)`` to (mean, rows) and ``expected(h, m, S, y_angles)`` to (output, its rows, rows
+        of the state), for the recorded functions f and h of the state alone.
+    process, noise : numpy.ndarray
+        (nx, nx) and (ny, ny) bool: which entries of the noise factors are not zero.
+    inflation : float
+        Factor on the predicted covariance.
+
+    Raises
+    ------
+    NotRecordable
+        Too many operations.
+    """
+
+    def __init__(self, model: StateSpaceModel, rules, process: np.ndarray, noise: np.ndarray, inflation: float):
+        self.model, self._rules, self._inflation = model, rules, inflation
+        self.process, self.noise = np.argwhere(process), np.argwhere(noise)
+        nx, nu, ny = model.nstates, model.ninputs, model.noutputs
+        self._lower = np.argwhere(np.tri(nx, dtype=bool))
+        self._step, self._output = model.recorded
+        self._x_angles, self._y_angles = model.state_is_angle.tolist(), model.output_is_angle.tolist()
+        self.sizes = nx, nu, ny
+        for program in (self.predict, self.correct):
+            if program.operations > LARGEST:
+                raise NotRecordable(f"{program.operations} operations")
+
+    def _split(self, values, *sizes):
+        ends = np.cumsum(sizes)
+        return [np.array(values[end - size : end], dtype=object) for end, size in zip(ends, sizes, strict=True)]
+
+    def _matrix(self, values, where, n):
+        matrix = np.zeros((n, n), dtype=object)
+        for (i, j), value in zip(where, values, strict=True):
+            matrix[i, j] = value
+        return matrix
+
+    @cached_property
+    def predict(self) -> Program:
+        """From (t, u, mean, factor, Q) to (mean, factor)."""
+        nx, nu, _ = self.sizes
+
+        def build(*values):
+            (t,), u, m, S, Q = self._split(values, 1, nu, nx, len(self._lower), len(self.process))
+            S = self._matrix(S, self._lower, nx)
+            mean, rows = self._rules.predicted(lambda x: self._step(x, u, t), m, S, self._x_angles)
+            factor = triangular(np.concatenate([rows, self._matrix(Q, self.process, nx)], axis=1))
+            if self._inflation != 1:
+                factor = factor * self._inflation ** (self.model.dt / 2)
+            return [*wrapped(mean, self._x_angles), *factor.ravel()]
+
+        return Program(build, 1 + nu + nx + len(self._lower) + len(self.process))
+
+    def _correction(self, masked):
+        """From (t, u, y, mean, factor, R) to (mean, factor, predicted P, filtered P, whitened, log-likelihood)."""
+        nx, nu, ny = self.sizes
+
+        def build(*values):
+            sizes = 1, nu, ny, nx, len(self._lower), len(self.noise)
+            (t,), u, y, m, S, R = self._split(values, *sizes)
+            S = self._matrix(S, self._lower, nx)
+            expected, output_rows, state_rows = self._rules.expected(
+                lambda x: self._output(x, u, t), m, S, self._y_angles
+            )
+            noise, count = self._matrix(R, self.noise, ny), float(ny)
+            innovation = wrapped(y - np.array(expected, dtype=object), self._y_angles)
+            if masked:
+                present = [select(v == v, 1.0, 0.0) for v in y]
+                missing = np.zeros((ny, ny), dtype=object)
+                for i, p in enumerate(present):
+                    noise[i], output_rows[i] = noise[i] * p, output_rows[i] * p
+                    innovation[i] = select(p > 0.0, innovation[i], 0.0)
+                    missing[i, i] = 1.0 - p
+                noise, count = np.concatenate([noise, missing], axis=1), sum(present)
+            top = np.concatenate([noise, output_rows], axis=1)
+            bottom = np.concatenate([np.zeros((nx, noise.shape[1]), dtype=object), state_rows], axis=1)
+            joint = triangular(np.concatenate([top, bottom]))
+            root, gain, factor = joint[:ny, :ny], joint[ny:, :ny], joint[ny:, ny:]
+            whitened = []
+            for i in range(ny):
+                left = innovation[i] - sum((root[i, k] * whitened[k] for k in range(i)), 0.0)
+                whitened.append(left / root[i, i])
+            squares = sum((w * w for w in whitened), 0.0)
+            pivots = sum((apply("log", apply("abs", root[i, i])) for i in range(ny)), 0.0)
+            likelihood = -0.5 * squares - pivots - 0.5 * math.log(2 * math.pi) * count
+            mean = wrapped(m + gain @ np.array(whitened, dtype=object), self._x_angles)
+            return [*mean, *factor.ravel(), *square(S), *square(factor), *whitened, likelihood]
+
+        return Program(build, 1 + nu + ny + nx + len(self._lower) + len(self.noise))
+
+    @cached_property
+    def correct(self) -> Program:
+        """Where every channel was measured."""
+        return self._correction(masked=False)
+
+    @cached_property
+    def correct_some(self) -> Program:
+        """Where a NaN in y says that a channel was not measured."""
+        return self._correction(masked=True)
+
+    def _entries(self, values):
+        """Entries below the diagonal of the factor that a program returned after a mean."""
+        nx = self.sizes[0]
+        return [values[nx + i * nx + j] for i, j in self._lower_list]
+
+    @cached_property
+    def _lower_list(self):
+        return self._lower.tolist()
+
+    def entries(self, matrix: torch.Tensor, which: str) -> list:
+        """Entries of a factor (..., n, n) that a program takes, each a float or an array (...,)."""
+        where = {"state": self._lower, "process": self.process, "noise": self.noise}[which]
+        values = matrix.numpy()[..., where[:, 0], where[:, 1]]
+        return values.tolist() if values.ndim == 1 else list(np.ascontiguousarray(values.T))
+
+    def step(self, state, u: list, y: list, process: torch.Tensor, noise: torch.Tensor) -> tuple | None:
+        """One step of one trajectory: (mean, factor, estimate), or None where the numbers stop being finite."""
+        nx, _, ny = self.sizes
+        correct = self.correct_some if any(v != v for v in y) else self.correct
+        mean, factor = state.mean.tolist(), self.entries(state.factor, "state")
+        found = correct.on_floats(state.time, *u, *y, *mean, *factor, *self.entries(noise, "noise"))
+        if not math.isfinite(found[-1]):
+            return None
+        Q = self.entries(process, "process")
+        following = self.predict.on_floats(state.time, *u, *found[:nx], *self._entries(found), *Q)
+        now, after = torch.from_numpy(np.array(found)), torch.from_numpy(np.array(following))
+        filtered, _, predicted_cov, filtered_cov, whitened, likelihood = now.split([nx, *[nx * nx] * 3, ny, 1])
+        estimate = Estimate(
+            state.mean, filtered, predicted_cov.view(nx, nx), filtered_cov.view(nx, nx), whitened, likelihood[0]
+        )
+        return after[:nx], after[nx:].view(nx, nx), estimate
+
+    def sequence(self, state, u, y, process, noise, steps: Callable) -> Estimate | None:
+        """Filter records.
+
+        Parameters
+        ----------
+        state : GaussianState
+            (trajectory, nx), or (nx,) for one record on floats.
+        u, y : torch.Tensor
+            (trajectory, time, feature) or (time, feature).
+        process, noise : tuple of torch.Tensor and bool
+            Noise factors ([time,] [trajectory,] n, n), and whether there is a time axis.
+        steps : callable
+            Wraps the range of time steps.
+
+        Returns
+        -------
+        Estimate or None
+            None where the numbers stop being finite: on tensors it comes out why.
+        """
+        nx, _, ny = self.sizes
+        alone, (length, _) = y.ndim == 2, y.shape[-2:]
+        batch = 1 if alone else len(y)
+        out = np.empty((length, 2 * nx + 2 * nx * nx + ny + 1, batch))
+        pieces = [slice(start, min(start + CHUNK, batch)) for start in range(0, batch, CHUNK)]
+        for number, piece in enumerate(pieces):
+
+            def part(tensor, piece=piece):
+                return tensor if alone else tensor[piece]
+
+            def factors(matrix, varies, kind, piece=piece):
+                """Entries of a factor at each time step."""
+                if matrix.ndim == (4 if varies else 3):
+                    matrix = matrix[:, piece] if varies else matrix[piece]
+                if varies:
+                    return [self.entries(at, kind) for at in matrix]
+                return [self.entries(matrix, kind)] * length
+
+            Q, R = factors(*process, "process"), factors(*noise, "noise")
+            mean, factor = part(state.mean).numpy(), self.entries(part(state.factor), "state")
+            mean = mean.tolist() if alone else list(np.ascontiguousarray(mean.T))
+            inputs, measured = (part(v).numpy() for v in (u, y))
+            gaps = np.isnan(measured).any(axis=-1 if alone else (0, 2)).tolist()
+            inputs, measured = (
+                v.tolist() if alone else np.ascontiguousarray(v.transpose(1, 2, 0)) for v in (inputs, measured)
+            )
+            t, kind = state.time, "on_floats" if alone else "on_arrays"
+            predict, correct, correct_some = (
+                getattr(p, kind) for p in (self.predict, self.correct, self.correct_some if any(gaps) else self.correct)
+            )
+            with np.errstate(all="ignore"):
+                for k in steps(range(length)) if number == 0 else range(length):
+                    found = (correct_some if gaps[k] else correct)(t, *inputs[k], *measured[k], *mean, *factor, *R[k])
+                    now = out[k, :, piece]
+                    for i, value in enumerate((*mean, *found[:nx], *found[nx + nx * nx :])):
+                        now[i] = value
+                    following = predict(t, *inputs[k], *found[:nx], *self._entries(found), *Q[k])
+                    mean, factor, t = following[:nx], self._entries(following), t + self.model.dt
+        if not np.isfinite(out[:, -1]).all():
+            return None
+        # as views: time and trajectory change places without a copy
+        whole = torch.from_numpy(out[..., 0] if alone else out.transpose(2, 0, 1))
+        predicted, filtered, predicted_cov, filtered_cov, whitened, likelihood = whole.split(
+            [nx, nx, nx * nx, nx * nx, ny, 1], dim=-1
+        )
+        covs = (c.unflatten(-1, (nx, nx)) for c in (predicted_cov, filtered_cov))
+        return Estimate(predicted, filtered, *covs, whitened, likelihood[..., 0])
+
+
+class Linearised:
+    """Rules of an extended Kalman filter."""
+
+    def predicted(self, f, m, S, angles):
+        """Mean through f, factor through its Jacobian."""
+        values = f(m)
+        return values, derivatives(values, m) @ S
+
+    def expected(self, h, m, S, angles):
+        """Output, C S and S."""
+        values = h(m)
+        return values, derivatives(values, m) @ S, S
+
+
+class Unscented:
+    """Rules of an unscented filter; the arguments are the weights of the points."""
+
+    def __init__(self, spread: float, weight: float, central: float, centred: bool):
+        self.spread, self.weight, self.central, self.centred = spread, weight, central, centred
+
+    def _transform(self, function, m, S, angles):
+        """Mean, and deviation columns rotated so that odd ones go with the state and even ones do not."""
+        centre, n = function(m), len(m)
+        plus, minus = (
+            [wrapped(function(m + sign * self.spread * S[:, i]) - centre, angles) for i in range(n)] for sign in (1, -1)
+        )
+        shift = self.weight * sum(plus[1:] + minus, plus[0])
+        if self.centred:
+            plus, minus = [d - shift for d in plus], [d - shift for d in minus]
+        half = math.sqrt(self.weight / 2)
+        odd = [half * (a - b) for a, b in zip(plus, minus, strict=True)]
+        even = [half * (a + b) for a, b in zip(plus, minus, strict=True)]
+        return centre + shift, np.array([*odd, *even, self.central * shift], dtype=object).T
+
+    def predicted(self, f, m, S, angles):
+        """Moments of the propagated points."""
+        return self._transform(f, m, S, angles)
+
+    def expected(self, h, m, S, angles):
+        """Moments of the expected outputs, and the state's rows beside them."""
+        mean, rows = self._transform(h, m, S, angles)
+        state = np.zeros((len(m), rows.shape[1]), dtype=object)
+        state[:, : len(m)] = S
+        return mean, rows, state
