@@ -103,7 +103,7 @@ class OutlierNoise(GaussianNoise):
 
     Parameters
     ----------
-    process_cov, measurement_cov : array_like
+    process_cov, measurement_cov, input_cov : array_like
         As for :class:`GaussianNoise`.
     probability : float
         Share of outliers, in [0, 1].
@@ -133,7 +133,7 @@ class BiasedNoise(GaussianNoise):
 
     Parameters
     ----------
-    process_cov, measurement_cov : array_like
+    process_cov, measurement_cov, input_cov : array_like
         As for :class:`GaussianNoise`.
     bias : array_like
         (noutputs,), added to every measurement.

@@ -106,9 +106,10 @@ class FilterPrograms:
 
     def __init__(self, model: StateSpaceModel, rules, process: np.ndarray, noise: np.ndarray, inflation: float):
         self.model, self._rules, self._inflation = model, rules, inflation
-        self.process, self.noise = np.argwhere(process), np.argwhere(noise)
+        self.process, self.noise = np.argwhere(process).tolist(), np.argwhere(noise).tolist()
+        self._known = {}
         nx, nu, ny = model.nstates, model.ninputs, model.noutputs
-        self._lower = np.argwhere(np.tri(nx, dtype=bool))
+        self._lower = np.argwhere(np.tri(nx, dtype=bool)).tolist()
         self._step, self._output = model.recorded
         self._x_angles, self._y_angles = model.state_is_angle.tolist(), model.output_is_angle.tolist()
         self.sizes = nx, nu, ny
@@ -192,34 +193,47 @@ class FilterPrograms:
     def _entries(self, values):
         """Entries below the diagonal of the factor that a program returned after a mean."""
         nx = self.sizes[0]
-        return [values[nx + i * nx + j] for i, j in self._lower_list]
-
-    @cached_property
-    def _lower_list(self):
-        return self._lower.tolist()
+        return [values[nx + i * nx + j] for i, j in self._lower]
 
     def entries(self, matrix: torch.Tensor, which: str) -> list:
         """Entries of a factor (..., n, n) that a program takes, each a float or an array (...,)."""
         where = {"state": self._lower, "process": self.process, "noise": self.noise}[which]
-        values = matrix.numpy()[..., where[:, 0], where[:, 1]]
-        return values.tolist() if values.ndim == 1 else list(np.ascontiguousarray(values.T))
+        if matrix.ndim == 2:
+            rows = matrix.tolist()
+            return [rows[i][j] for i, j in where]
+        return [np.ascontiguousarray(matrix.numpy()[..., i, j]) for i, j in where]
 
-    def step(self, state, u: list, y: list, process: torch.Tensor, noise: torch.Tensor) -> tuple | None:
-        """One step of one trajectory: (mean, factor, estimate), or None where the numbers stop being finite."""
+    def _constant(self, matrix: torch.Tensor, which: str) -> list:
+        """`entries` of a factor that is the same object step after step."""
+        if self._known.get(which, (None,))[0] is not matrix:
+            self._known[which] = matrix, self.entries(matrix, which)
+        return self._known[which][1]
+
+    def corrected(self, state, u: list, y: list, noise: torch.Tensor) -> tuple[tuple, Estimate] | None:
+        """Correct one trajectory: the flat outcome, and the estimate. None where the numbers stop being finite."""
         nx, _, ny = self.sizes
         correct = self.correct_some if any(v != v for v in y) else self.correct
         mean, factor = state.mean.tolist(), self.entries(state.factor, "state")
-        found = correct.on_floats(state.time, *u, *y, *mean, *factor, *self.entries(noise, "noise"))
+        found = correct.on_floats(state.time, *u, *y, *mean, *factor, *self._constant(noise, "noise"))
         if not math.isfinite(found[-1]):
             return None
-        Q = self.entries(process, "process")
-        following = self.predict.on_floats(state.time, *u, *found[:nx], *self._entries(found), *Q)
-        now, after = torch.from_numpy(np.array(found)), torch.from_numpy(np.array(following))
-        filtered, _, predicted_cov, filtered_cov, whitened, likelihood = now.split([nx, *[nx * nx] * 3, ny, 1])
-        estimate = Estimate(
-            state.mean, filtered, predicted_cov.view(nx, nx), filtered_cov.view(nx, nx), whitened, likelihood[0]
+        square, now = nx * nx, np.array(found)
+        ends = (nx, nx + square, nx + 2 * square, nx + 3 * square, nx + 3 * square + ny)
+        return found, Estimate(
+            state.mean,
+            torch.from_numpy(now[:nx]),
+            torch.from_numpy(now[ends[1] : ends[2]].reshape(nx, nx)),
+            torch.from_numpy(now[ends[2] : ends[3]].reshape(nx, nx)),
+            torch.from_numpy(now[ends[3] : ends[4]]),
+            torch.tensor(found[-1], dtype=torch.float64),
         )
-        return after[:nx], after[nx:].view(nx, nx), estimate
+
+    def predicted(self, t: float, u: list, belief, process: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Advance one trajectory from a flat (mean, factor, ...): mean and factor."""
+        nx = self.sizes[0]
+        Q = self._constant(process, "process")
+        after = np.array(self.predict.on_floats(t, *u, *belief[:nx], *self._entries(belief), *Q))
+        return torch.from_numpy(after[:nx]), torch.from_numpy(after[nx:].reshape(nx, nx))
 
     def sequence(self, state, u, y, process, noise, steps: Callable) -> Estimate | None:
         """Filter records.

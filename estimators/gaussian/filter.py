@@ -216,6 +216,10 @@ class GaussianFilter(ABC):
         return self._predict(state, u, process, model)
 
     def _predict(self, state, u, process, model):
+        alone = self._alone(state, u, None, process, self._noise_factor, model)
+        if alone is not None:
+            belief = (*state.mean.tolist(), *state.factor.flatten().tolist())
+            return GaussianState(*alone[0].predicted(state.time, alone[1], belief, process), state.time + model.dt)
         mean, moved, noise = (part.to(self.dtype) for part in self._transition(state, u, process, model))
         factor = triangular_factor(torch.cat([moved, noise.expand(*moved.shape[:-1], noise.shape[-1])], dim=-1))
         if self.inflation != 1:
@@ -285,6 +289,16 @@ class GaussianFilter(ABC):
 
     def _corrected(self, state, u, y, noise) -> tuple[GaussianState, torch.Tensor, Correction]:
         """Belief and log-likelihood after a measurement, and the correction as it was without a gate."""
+        alone = self._alone(state, u, y, self._process_factor, noise, self.model)
+        found = alone and alone[2] is not None and alone[0].corrected(state, *alone[1:], noise)
+        if found:
+            flat, estimate = found
+            nx = self.model.nstates
+            factor = torch.tensor(flat[nx : nx + nx * nx], dtype=torch.float64).view(nx, nx)
+            channels = (~torch.isnan(y)).sum()
+            likelihood = estimate.log_likelihood
+            found = Correction(estimate.filtered, factor, likelihood, estimate.innovation, channels, None)
+            return GaussianState(found.mean, factor, state.time), likelihood, found
         found = self._correct(state, u, y, noise)
         mean, factor, likelihood = found[:3]
         if (degrees := self.degrees_of_freedom) is not None:
@@ -325,14 +339,26 @@ class GaussianFilter(ABC):
             At k, predicted and filtered, with covariances, whitened innovation and log-likelihood.
         """
         _check_state(state)
-        if state.mean.ndim == 1 and (programs := self._compiled(self.model, *self._patterns, state)) is not None:
-            numbers = _numbers(u, self.model.ninputs, math.isfinite), _numbers(y, self.model.noutputs, _not_infinite)
-            found = None not in numbers and programs.step(state, *numbers, self._process_factor, self._noise_factor)
+        alone = self._alone(state, u, y, self._process_factor, self._noise_factor, self.model)
+        if alone is not None:
+            programs, inputs, measured = alone
+            found = measured and programs.corrected(state, inputs, measured, self._noise_factor)
             if found:
-                mean, factor, estimate = found
-                return GaussianState(mean, factor, state.time + self.model.dt), estimate
+                following = programs.predicted(state.time, inputs, found[0], self._process_factor)
+                return GaussianState(*following, state.time + self.model.dt), found[1]
         u, y, noise = self._measured(y, u, None, None)
         return self._step(state, u, y, self._process_factor, noise)
+
+    def _alone(self, state, u, y, process, noise, model):
+        """Programs, and u and y as floats, for one trajectory for which there is such code; None for the rest."""
+        if state.mean.ndim != 1:
+            return None
+        known = zip((process, noise), (self._process_factor, self._noise_factor), self._patterns, strict=True)
+        patterns = (pattern if given is own else _pattern(given) for given, own, pattern in known)
+        programs = self._compiled(model, *patterns, state)
+        u = _numbers(u, model.ninputs, math.isfinite)
+        y = y if y is None else _numbers(y, model.noutputs, _not_infinite)
+        return None if programs is None or u is None else (programs, u, y)
 
     def _compiled(self, model, process, noise, *tensors) -> FilterPrograms | None:
         """Straight-line code for noise factors with these patterns of zeros, where there is such code.
