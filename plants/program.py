@@ -17,8 +17,8 @@ import numpy as np
 
 from plants.tracing import MATH_TO_NUMPY, rebind
 
-LARGEST = 20_000
-"""Operations in a program; more lines would take seconds to compile and gain nothing."""
+LARGEST = 100_000
+"""Operations on a record; more would take seconds and gain nothing."""
 
 
 class NotRecordable(TypeError):

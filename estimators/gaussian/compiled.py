@@ -15,8 +15,8 @@ from estimators.base import Estimate
 from plants.model import StateSpaceModel
 from plants.program import NotRecordable, Program, apply, derivatives, select
 
-LARGEST = 4000
-"""Operations in a program beyond which tensors are at least as fast (see tests/benchmarks/filters.py)."""
+LARGEST = 40_000
+"""Operations in a step beyond which tensors are faster also for one trajectory (tests/benchmarks/filters.py)."""
 CHUNK = 4096
 """Trajectories that go through together; their intermediate results stay in the cache."""
 
@@ -105,6 +105,8 @@ class FilterPrograms:
     """
 
     def __init__(self, model: StateSpaceModel, rules, process: np.ndarray, noise: np.ndarray, inflation: float):
+        if 4 * model.nstates**3 > LARGEST or model.recorded is None:
+            raise NotRecordable(f"{model.nstates} states, or a plant without a record")
         self.model, self._rules, self._inflation = model, rules, inflation
         self.process, self.noise = np.argwhere(process).tolist(), np.argwhere(noise).tolist()
         self._known = {}
@@ -113,9 +115,13 @@ class FilterPrograms:
         self._step, self._output = model.recorded
         self._x_angles, self._y_angles = model.state_is_angle.tolist(), model.output_is_angle.tolist()
         self.sizes = nx, nu, ny
-        for program in (self.predict, self.correct):
-            if program.operations > LARGEST:
-                raise NotRecordable(f"{program.operations} operations")
+        self.operations = self.predict.operations + self.correct.operations
+        if self.operations > LARGEST:
+            raise NotRecordable(f"{self.operations} operations")
+
+    def pays(self, trajectories: int) -> bool:
+        """Whether a batch goes through faster than on tensors: a call for each operation against a few large ones."""
+        return self.operations < 2000 + 40 * trajectories
 
     def _split(self, values, *sizes):
         ends = np.cumsum(sizes)

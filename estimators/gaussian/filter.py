@@ -375,7 +375,7 @@ class GaussianFilter(ABC):
         key = model.dt, process.tobytes(), noise.tobytes()
         if key not in self._programs:
             self._programs[key], rules = None, self._rules()
-            if rules is not None and model.recorded is not None:
+            if rules is not None:
                 with contextlib.suppress(NotRecordable):  # more operations than pay: tensors it is
                     self._programs[key] = FilterPrograms(model, rules, process, noise, self.inflation)
         return self._programs[key]
@@ -428,7 +428,7 @@ class GaussianFilter(ABC):
         factors, given = (process, noise), (Q is not None, R is not None)
         patterns = (_pattern(f) if g else own for own, g, f in zip(self._patterns, given, factors, strict=True))
         programs = self._compiled(self.model, *patterns, state, u, y)
-        if programs is not None:
+        if programs is not None and (not lead or programs.pays(lead.numel())):
             varying = [_flattened(f, g, lead) for f, g in zip(factors, given, strict=True)]
             flat = [part.flatten(0, len(lead) - 1) if lead else part for part in (mean, factor, u, y)]
             found = programs.sequence(GaussianState(*flat[:2], state.time), *flat[2:], *varying, progress)
