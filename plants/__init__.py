@@ -11,7 +11,7 @@ from plants.catalog.quadruple_tank import quadruple_tank
 from plants.catalog.van_der_pol import van_der_pol
 from plants.model import StateSpaceModel, discretize
 from plants.noise import BiasedNoise, GaussianNoise, OutlierNoise
-from plants.parameters import parameters_as_inputs, parameters_as_states
+from plants.parameters import parameters_as_inputs, parameters_as_states, with_parameters
 from plants.region import OperatingRegion
 from plants.schema import cut, from_arrays, from_csv, load_dataset, save_dataset, split, to_tensors, validate
 from plants.simulate import simulate
@@ -45,4 +45,5 @@ __all__ = [
     "to_tensors",
     "validate",
     "van_der_pol",
+    "with_parameters",
 ]

@@ -102,6 +102,38 @@ def parameters_as_inputs(sys, values: Mapping[str, float]) -> ct.NonlinearIOSyst
     )
 
 
+def with_parameters(sys, values: Mapping[str, float]) -> ct.NonlinearIOSystem:
+    """Return the system with other values stored for some of its parameters; see :func:`parameters_as_states`.
+
+    Parameters
+    ----------
+    sys : control.NonlinearIOSystem
+        Made by ``control.nlsys``; not modified.
+    values : mapping
+        Name of each parameter to its value.
+
+    Returns
+    -------
+    control.NonlinearIOSystem
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `parameters_as_states`.
+    """
+    _checked(sys, values)
+    return ct.nlsys(
+        sys.updfcn,
+        sys.outfcn,
+        states=sys.state_labels,
+        inputs=sys.input_labels or 0,
+        outputs=sys.output_labels,
+        dt=sys.dt,
+        params={**sys.params, **{name: float(value) for name, value in values.items()}},
+        name=sys.name,
+    )
+
+
 def _checked(sys, values):
     if not isinstance(sys, ct.NonlinearIOSystem) or isinstance(sys, ct.StateSpace | ct.InterconnectedSystem):
         raise TypeError(

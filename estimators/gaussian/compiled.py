@@ -97,6 +97,8 @@ class FilterPrograms:
         (nx, nx) and (ny, ny) bool: which entries of the noise factors are not zero.
     inflation : float
         Factor on the predicted covariance.
+    thresholds : sequence of float or None
+        Normalised innovation squared beyond which a measurement is left out, by the number of its channels.
 
     Raises
     ------
@@ -104,10 +106,12 @@ class FilterPrograms:
         Too many operations.
     """
 
-    def __init__(self, model: StateSpaceModel, rules, process: np.ndarray, noise: np.ndarray, inflation: float):
+    def __init__(
+        self, model: StateSpaceModel, rules, process: np.ndarray, noise: np.ndarray, inflation: float, thresholds
+    ):
         if 4 * model.nstates**3 > LARGEST or model.recorded is None:
             raise NotRecordable(f"{model.nstates} states, or a plant without a record")
-        self.model, self._rules, self._inflation = model, rules, inflation
+        self.model, self._rules, self._inflation, self._thresholds = model, rules, inflation, thresholds
         self.process, self.noise = np.argwhere(process).tolist(), np.argwhere(noise).tolist()
         self._known = {}
         nx, nu, ny = model.nstates, model.ninputs, model.noutputs
@@ -182,6 +186,14 @@ class FilterPrograms:
             pivots = sum((apply("log", apply("abs", root[i, i])) for i in range(ny)), 0.0)
             likelihood = -0.5 * squares - pivots - 0.5 * math.log(2 * math.pi) * count
             mean = wrapped(m + gain @ np.array(whitened, dtype=object), self._x_angles)
+            if self._thresholds is not None:
+                limit = self._thresholds[ny]
+                for channels in range(ny) if masked else ():
+                    limit = select(apply("eq", count, float(channels)), self._thresholds[channels], limit)
+                used = apply("le", squares, limit)
+                mean = np.array([select(used, a, b) for a, b in zip(mean, m, strict=True)], dtype=object)
+                factor = np.array([select(used, a, b) for a, b in zip(factor.flat, S.flat, strict=True)], dtype=object)
+                factor, likelihood = factor.reshape(nx, nx), select(used, likelihood, 0.0)
             return [*mean, *factor.ravel(), *square(S), *square(factor), *whitened, likelihood]
 
         return Program(build, 1 + nu + ny + nx + len(self._lower) + len(self.noise))

@@ -124,12 +124,16 @@ class GaussianFilter(ABC):
             raise ValueError(f"inflation must be at least 1, got {inflation!r}")
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype!r}")
-        self.model, self.gate, self.degrees_of_freedom = model, gate, degrees_of_freedom
+        self.gate, self.degrees_of_freedom = gate, degrees_of_freedom
         self.inflation, self.dtype = inflation, dtype
-        self.bounds, self._programs = as_bounds(bounds, model), {}
+        self.bounds = as_bounds(bounds, model)
+        self._set_model(model)
         quantiles = [] if gate is None else scipy.stats.chi2.ppf(gate, np.arange(1, model.noutputs + 1))
         self._thresholds = torch.tensor([np.inf, *quantiles], dtype=dtype)  # by the number of channels
         self._set_noise(noise)
+
+    def _set_model(self, model: StateSpaceModel) -> None:
+        self.model, self._programs = model, {}
 
     def _set_noise(self, noise: GaussianNoise) -> None:
         self.noise = noise
@@ -283,6 +287,11 @@ class GaussianFilter(ABC):
             noise = _spread(self._factors(R, "R", len(channels)).mT, channels, len(labels), 0.0).mT
         return u, y.to(self.dtype), noise
 
+    @staticmethod
+    def lower(factor: torch.Tensor) -> torch.Tensor:
+        """Return the lower triangular factor of the same covariance, which is what a belief carries."""
+        return triangular_factor(factor)
+
     def _factors(self, value, name, size):
         factor = torch.from_numpy(covariance_factor(as_covariance(value, name, size, batch=True)))
         return triangular_factor(factor).to(self.dtype)
@@ -366,18 +375,19 @@ class GaussianFilter(ABC):
         None for what it does not cover: other settings than the defaults, float32, derivatives, plants without
         a record or with too many states.
         """
-        own = self.gate is None and self.degrees_of_freedom is None and self.bounds is None
-        if not own or self._input_factor is not None or self.dtype != torch.float64:
+        plain = self.degrees_of_freedom is None and self.bounds is None and self._input_factor is None
+        if not plain or self.dtype != torch.float64:
             return None
         involved = (*_parts(tensors), self._process_factor, self._noise_factor)
         if torch.is_grad_enabled() and any(part.requires_grad for part in involved):
             return None
-        key = model.dt, process.tobytes(), noise.tobytes()
+        key = model.dt, self.gate, process.tobytes(), noise.tobytes()
         if key not in self._programs:
             self._programs[key], rules = None, self._rules()
+            thresholds = None if self.gate is None else self._thresholds.tolist()
             if rules is not None:
                 with contextlib.suppress(NotRecordable):  # more operations than pay: tensors it is
-                    self._programs[key] = FilterPrograms(model, rules, process, noise, self.inflation)
+                    self._programs[key] = FilterPrograms(model, rules, process, noise, self.inflation, thresholds)
         return self._programs[key]
 
     def _rules(self):
@@ -420,7 +430,7 @@ class GaussianFilter(ABC):
         """
         u, y = check_record(self.model, u, y)
         y = y.to(self.dtype)
-        lead = torch.broadcast_shapes(state.mean.shape[:-1], y.shape[:-2])
+        lead = torch.broadcast_shapes(state.mean.shape[:-1], y.shape[:-2], self._process_factor.shape[:-2])
         mean, factor = state.mean.expand(*lead, -1), state.factor.expand(*lead, -1, -1)
         state = state._replace(mean=mean, factor=factor)
         process = self.factor_sequence(Q, "Q", y.shape[-2])
@@ -430,7 +440,8 @@ class GaussianFilter(ABC):
         programs = self._compiled(self.model, *patterns, state, u, y)
         if programs is not None and (not lead or programs.pays(lead.numel())):
             varying = [_flattened(f, g, lead) for f, g in zip(factors, given, strict=True)]
-            flat = [part.flatten(0, len(lead) - 1) if lead else part for part in (mean, factor, u, y)]
+            whole = mean, factor, u.expand(*lead, *u.shape[-2:]), y.expand(*lead, *y.shape[-2:])
+            flat = [part.flatten(0, len(lead) - 1) if lead else part for part in whole]
             found = programs.sequence(GaussianState(*flat[:2], state.time), *flat[2:], *varying, progress)
             if found is not None:
                 return Estimate(*(part.unflatten(0, lead) for part in found)) if lead else found
