@@ -21,7 +21,7 @@ from estimators.networks import R2DN, REN, LipschitzNetwork, R2DNMatrices, RENMa
 from estimators.observability import Observability, observability
 from estimators.observer import ObserverState, R2DNObserver
 from estimators.particles import EnsembleKalmanFilter, ParticleFilter, ParticleState
-from estimators.plotting import plot_error_decay, plot_estimates, plot_training
+from estimators.plotting import plot_consistency, plot_error_decay, plot_estimates, plot_training
 from estimators.replay import Replay
 from estimators.run import run, smooth
 from estimators.training import FitResult
@@ -60,6 +60,7 @@ __all__ = [
     "consistency",
     "load",
     "observability",
+    "plot_consistency",
     "plot_error_decay",
     "plot_estimates",
     "plot_training",

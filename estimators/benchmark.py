@@ -112,7 +112,7 @@ def benchmark(
         "diverged": ("estimator", diverged),
         "x_hat": (("estimator", "kind", "trajectory", "time", "state"), x_hat),
     }
-    if model.matrices is not None and "process_cov" in dataset:
+    if model.matrices is not None and "process_cov" in dataset and "input_cov" not in dataset:
         A, _, C, _ = model.matrices
         limit = steady_state(A, C, dataset["process_cov"].values, dataset["measurement_cov"].values)
         variables["optimum"] = (("kind", "state"), np.sqrt([np.diag(limit.prior_cov), np.diag(limit.posterior_cov)]))

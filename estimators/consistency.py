@@ -36,11 +36,12 @@ def consistency(estimator: GaussianFilter, dataset: xr.Dataset, *, x0=None, P0=N
     Returns
     -------
     xarray.Dataset
-        ``innovation`` (trajectory, time, output), whitened; ``nis`` (trajectory, time); ``autocorrelation`` (lag,
-        output) of the innovations; with true states ``nees`` (trajectory, time), of the predicted estimate. Attributes:
-        ``nis_per_channel`` and ``nees_per_state``, means that should be 1; ``nis_band``, ``nees_band`` (of a mean over
-        trajectories at one time) and ``autocorrelation_band``; ``nees_inside``, the share of times within its band;
-        ``innovations_consistent`` and ``innovations_white``, 1 or 0.
+        ``innovation`` (trajectory, time, output), whitened; ``nis`` and the number of measured ``channels``
+        (trajectory, time); ``autocorrelation`` (lag, output) of the innovations; with true states ``nees``
+        (trajectory, time), of the predicted estimate. Attributes: ``nis_per_channel`` and ``nees_per_state``, means
+        that should be 1; ``nis_band``, ``nees_band`` (of a mean over trajectories at one time) and
+        ``autocorrelation_band``; ``nees_inside``, the share of times within its band; ``innovations_consistent`` and
+        ``innovations_white``, 1 or 0.
 
     Raises
     ------
@@ -73,11 +74,13 @@ def consistency(estimator: GaussianFilter, dataset: xr.Dataset, *, x0=None, P0=N
     variables = {
         "innovation": (dims, w),
         "nis": (dims[:2], nis),
+        "channels": (dims[:2], measured.sum(-1)),
         "autocorrelation": (("lag", "output"), correlation.reshape(len(lags), -1)),
     }
     attributes = {
         "estimator": type(estimator).__name__,
         "level": level,
+        "states": estimator.model.nstates,
         "nis_per_channel": mean,
         "nis_band": nis_band,
         "innovations_consistent": int(nis_band[0] <= mean <= nis_band[1]),

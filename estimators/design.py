@@ -42,7 +42,7 @@ def noise_of(dataset: xr.Dataset, model: StateSpaceModel) -> tuple[np.ndarray, n
         deviation, far below anything that matters, which keeps the Riccati equation solvable.
     """
     x, u, y = to_tensors(dataset)
-    if "process_cov" in dataset:
+    if "process_cov" in dataset and "input_cov" not in dataset:
         Q, R = dataset["process_cov"].values, dataset["measurement_cov"].values
     else:
         w = wrap(x[:, 1:] - model.step(x[:, :-1], u[:, :-1]), model.state_is_angle).flatten(0, 1)

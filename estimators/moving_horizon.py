@@ -11,7 +11,7 @@ import torch
 from estimators.base import Estimate, check_measurement, check_record, stack_steps
 from estimators.gaussian.bounds import as_bounds
 from estimators.gaussian.ekf import ExtendedKalmanFilter
-from estimators.gaussian.filter import GaussianState
+from estimators.gaussian.state import GaussianState
 from estimators.gaussian.update import triangular_factor
 from plants.angles import wrap
 from plants.model import StateSpaceModel

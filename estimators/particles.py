@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from estimators.base import Estimate, check_measurement, check_record, stack_steps
-from estimators.gaussian.filter import start_factor
+from estimators.gaussian.state import start_factor
 from plants.angles import wrap
 from plants.arrays import covariance_factor
 from plants.model import StateSpaceModel
@@ -57,6 +57,8 @@ class _Sampled(ABC):
             raise ValueError(f"particles must be an integer of at least 2, got {particles!r}")
         self.model, self.noise, self.count, self.seed = model, noise, particles, int(seed)
         self._process_factor = torch.from_numpy(covariance_factor(noise.process_cov))
+        noisy = noise.input_cov is not None
+        self._input_factor = torch.from_numpy(covariance_factor(noise.input_cov)) if noisy else None
 
     def _normal(self, step: int, purpose: int, size: int) -> torch.Tensor:
         return torch.from_numpy(np.random.default_rng([self.seed, step, purpose]).standard_normal((self.count, size)))
@@ -112,10 +114,13 @@ class _Sampled(ABC):
         particles = state.particles.expand(*lead, -1, -1)
         state = state._replace(particles=particles, log_weights=state.log_weights.expand(*lead, -1))
         before, before_cov = self._moments(state)
-        corrected = self._correct(state, u[..., None, :], y)
+        inputs = u[..., None, :]
+        if self._input_factor is not None:
+            inputs = inputs + self._normal(state.step, 3, self.model.ninputs) @ self._input_factor.mT
+        corrected = self._correct(state, inputs, y)
         after, after_cov = self._moments(corrected)
         chosen = self._resample(corrected)
-        moved = self.model.step(chosen.particles, u[..., None, :], state.time)
+        moved = self.model.step(chosen.particles, inputs, state.time)
         moved = moved + self._normal(state.step, 2, self.model.nstates) @ self._process_factor.mT
         following = chosen._replace(
             particles=wrap(moved, self.model.state_is_angle), step=state.step + 1, time=state.time + self.model.dt

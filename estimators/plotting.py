@@ -4,6 +4,7 @@ from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
+import scipy.stats
 import torch
 import xarray as xr
 from matplotlib.figure import Figure
@@ -132,4 +133,49 @@ def plot_training(result: FitResult) -> Figure:
     axis.axvline(result.best_update, color="0.7", linestyle=":", label="kept")
     axis.set(xlabel="update", ylabel="loss (1: Kalman filter's own expectation)", title="training of the observer")
     axis.legend()
+    return figure
+
+
+def plot_consistency(result: xr.Dataset) -> Figure:
+    """Plot what :func:`estimators.consistency` found, each with the band of a consistent filter.
+
+    Parameters
+    ----------
+    result : xarray.Dataset
+        From :func:`estimators.consistency`.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Normalised innovation squared per channel and, with true states, normalised estimation error squared per state,
+        means over trajectories at each time; autocorrelation of the innovations.
+    """
+    if "autocorrelation" not in result:
+        raise ValueError("result must come from estimators.consistency: it has no variable autocorrelation")
+    channels = result["channels"].sum("trajectory").values
+    panels = [
+        ("normalised innovation squared per channel", result["nis"].sum("trajectory").values / channels, channels)
+    ]
+    if "nees" in result:
+        count = result.sizes["trajectory"] * result.attrs["states"]
+        nees = result["nees"].sum("trajectory").values / count
+        panels.append(("normalised estimation error squared per state", nees, np.full(len(nees), count)))
+    figure, axes = plt.subplots(len(panels) + 1, 1, figsize=(8, 2.2 * len(panels) + 2.6), layout="constrained")
+    times = result["time"].values if "time" in result.coords else np.arange(result.sizes["time"])
+    tail = (1 - result.attrs["level"]) / 2
+    for axis, (title, values, freedom) in zip(axes, panels, strict=False):
+        lower, upper = (
+            scipy.stats.chi2.ppf(p, np.maximum(freedom, 1)) / np.maximum(freedom, 1) for p in (tail, 1 - tail)
+        )
+        axis.fill_between(times, lower, upper, alpha=0.25, label=f"{result.attrs['level']:.0%} of a consistent filter")
+        axis.plot(times, values, ".-", markersize=3)
+        axis.axhline(1.0, color="black", linewidth=0.8)
+        axis.set(title=title, xlabel="time")
+        axis.legend(loc="upper right")
+    band = result.attrs["autocorrelation_band"]
+    for i, output in enumerate(result["output"].values):
+        axes[-1].plot(result["lag"], result["autocorrelation"].values[:, i], "o-", label=str(output))
+    axes[-1].axhspan(-band, band, alpha=0.25)
+    axes[-1].set(title="autocorrelation of the innovations", xlabel="lag [samples]")
+    axes[-1].legend(loc="upper right")
     return figure

@@ -36,6 +36,8 @@ ORDER = [
     "estimators.gaussian.bounds",
     "estimators.gaussian.robust",
     "estimators.gaussian.compiled",
+    "estimators.gaussian.state",
+    "estimators.gaussian.dispatch",
     "estimators.gaussian.tuning",
     "estimators.gaussian.filter",
     "estimators.gaussian.ekf",

@@ -1,8 +1,8 @@
 """Gaussian filters: Kalman, extended and unscented, in square-root form."""
 
 from estimators.gaussian.ekf import ExtendedKalmanFilter, IteratedExtendedKalmanFilter
-from estimators.gaussian.filter import GaussianState
 from estimators.gaussian.kalman import KalmanFilter, SteadyState, steady_state
+from estimators.gaussian.state import GaussianState
 from estimators.gaussian.tuning import TuneResult
 from estimators.gaussian.ukf import CubatureKalmanFilter, UnscentedKalmanFilter
 

@@ -4,7 +4,11 @@ import torch
 
 from estimators.gaussian.compiled import Linearised
 from estimators.gaussian.filter import GaussianFilter
+from estimators.gaussian.update import triangular_factor
 from plants.angles import wrap
+
+HALVINGS = 12
+"""At most so many of one Gauss-Newton step."""
 
 
 class ExtendedKalmanFilter(GaussianFilter):
@@ -54,7 +58,8 @@ class IteratedExtendedKalmanFilter(ExtendedKalmanFilter):
 
     h is linearised again at each iterate x_i, always from the predicted mean m (Bell and Cathey, IEEE
     TAC 1993): x_{i+1} = m + K_i (y - h(x_i) - C_i (m - x_i)). The measurement is used once, however
-    many the iterations. The covariance is that of the last linearisation.
+    many the iterations. A step that would make the posterior less likely is halved until it does not, where R is
+    not singular. The covariance is that of the last linearisation.
 
     Parameters
     ----------
@@ -80,14 +85,43 @@ class IteratedExtendedKalmanFilter(ExtendedKalmanFilter):
         self.iterations = iterations
 
     def _correct(self, state, u, y, noise):
-        at, deviation = state.mean, state.factor.square().sum(-1).sqrt()
+        # x = m + S z: z is standard normal before the measurement, whatever the rank of S
+        S, m, measured = state.factor, state.mean, ~torch.isnan(y)
+        deviation = S.square().sum(-1).sqrt()
+        z = torch.zeros_like(m)
+        at, z = m, z.expand(*torch.broadcast_shapes(m.shape[:-1], y.shape[:-1]), -1)
         for _ in range(self.iterations):
             expected, C, rows = self._output(at, u, state, noise)
-            back = wrap(state.mean - at, self._state_angles)
-            innovation = wrap(y - expected, self._output_angles) - (C @ back[..., None])[..., 0]
-            found = self._combine(state, innovation, C @ state.factor, state.factor, rows)
-            moved = wrap(found.mean - at, self._state_angles).abs()
-            at = found.mean
-            if bool((moved <= 1e-10 * deviation).all()):
+            H, residual = C @ S, wrap(y - expected, self._output_angles)
+            found = self._combine(state, residual + (H @ z[..., None])[..., 0], H, S, rows)
+            gain = torch.linalg.solve_triangular(found.root, H * measured[..., None], upper=False).mT
+            step = (gain @ found.whitened[..., None])[..., 0] - z
+            z = z + self._shortened(state, u, y, rows, z, step)
+            before, at = at, wrap(m + (S @ z[..., None])[..., 0], self._state_angles)
+            if bool((wrap(at - before, self._state_angles).abs() <= 1e-10 * deviation).all()):
                 break
-        return found
+        return found._replace(mean=at)
+
+    def _shortened(self, state, u, y, rows, z, step):
+        """Halve a step in z where it does not lower |z|^2 + |y - h(m + S z)|^2 in R^-1."""
+        missing = torch.isnan(y)
+        kept = rows * ~missing[..., None]
+        filler = torch.diag_embed(missing.to(rows.dtype))
+        root = triangular_factor(torch.cat([kept.expand(*filler.shape[:-1], -1), filler], dim=-1))
+        if bool((root.diagonal(dim1=-2, dim2=-1) == 0).any()):
+            return step
+
+        def cost(z):
+            x = state.mean + (state.factor @ z[..., None])[..., 0]
+            residual = wrap(y - self.model.output(x, u, state.time), self._output_angles).to(self.dtype)
+            residual = torch.where(missing, torch.zeros_like(residual), residual)
+            weighed = torch.linalg.solve_triangular(root, residual[..., None], upper=False)[..., 0]
+            return z.square().sum(-1) + weighed.square().sum(-1)
+
+        now, share = cost(z), torch.ones_like(z[..., :1])
+        for _ in range(HALVINGS):
+            worse = cost(z + share * step) > now * (1 + 1e-12)
+            if not bool(worse.any()):
+                break
+            share = torch.where(worse[..., None], share / 2, share)
+        return share * step

@@ -1,61 +1,26 @@
 """What KF, EKF and UKF have in common: noise, start, step."""
 
-import contextlib
 import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from numbers import Real
-from typing import NamedTuple
 
 import numpy as np
 import scipy.stats
 import torch
 
-from estimators.base import Estimate, Estimator, check_measurement, check_record, stack_steps
+from estimators.base import Estimate, check_measurement, check_record, stack_steps
 from estimators.gaussian.bounds import as_bounds, project
-from estimators.gaussian.compiled import FilterPrograms
+from estimators.gaussian.dispatch import alone, flattened, pattern_of, programs_for
 from estimators.gaussian.robust import student_correction
+from estimators.gaussian.state import GaussianState, check_state, start_factor
 from estimators.gaussian.tuning import TuneResult, tune
 from estimators.gaussian.update import Correction, correct, triangular_factor
 from plants.angles import wrap
 from plants.arrays import as_covariance, as_tensor, covariance_factor
 from plants.model import StateSpaceModel
 from plants.noise import GaussianNoise
-from plants.program import NotRecordable
-
-
-class GaussianState(NamedTuple):
-    """Belief of a Gaussian filter.
-
-    Attributes
-    ----------
-    mean : torch.Tensor
-        (..., nstates).
-    factor : torch.Tensor
-        (..., nstates, nstates), cov = factor factor'.
-    time : float
-        Time of the belief, passed to time-varying plants.
-    """
-
-    mean: torch.Tensor
-    factor: torch.Tensor
-    time: float = 0.0
-
-    @property
-    def cov(self) -> torch.Tensor:
-        """Covariance, (..., nstates, nstates), exactly symmetric."""
-        product = self.factor @ self.factor.mT
-        return (product + product.mT) / 2
-
-
-def start_factor(estimator: Estimator, x0, P0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Validate the start of an estimator that needs a covariance: x0 (..., nstates) and a factor of P0."""
-    nstates = estimator.model.nstates
-    x0 = as_tensor(x0, "x0", nstates)
-    if P0 is None:
-        raise ValueError(f"P0 is missing: {type(estimator).__name__} needs the covariance of the start")
-    return x0, torch.from_numpy(covariance_factor(as_covariance(P0, "P0", nstates)))
 
 
 class GaussianFilter(ABC):
@@ -146,7 +111,7 @@ class GaussianFilter(ABC):
     def _set_factors(self, process: torch.Tensor, measurement: torch.Tensor) -> None:
         self._process_factor = triangular_factor(process).to(self.dtype)
         self._noise_factor = triangular_factor(measurement).to(self.dtype)
-        self._patterns = _pattern(self._process_factor), _pattern(self._noise_factor)
+        self._patterns = pattern_of(self._process_factor), pattern_of(self._noise_factor)
         self._state_angles, self._output_angles = self.model.state_is_angle, self.model.output_is_angle
 
     def with_factors(self, process: torch.Tensor, measurement: torch.Tensor) -> "GaussianFilter":
@@ -204,7 +169,7 @@ class GaussianFilter(ABC):
             `dt` negative (a measurement that is late goes to :class:`estimators.Replay`), or other than its own
             for a discrete plant; `Q` not a covariance.
         """
-        _check_state(state)
+        check_state(state)
         model, process = self.model, self._process_factor
         if dt is not None:
             if not (_is_real(dt) and 0 <= dt < math.inf):
@@ -220,10 +185,10 @@ class GaussianFilter(ABC):
         return self._predict(state, u, process, model)
 
     def _predict(self, state, u, process, model):
-        alone = self._alone(state, u, None, process, self._noise_factor, model)
-        if alone is not None:
+        fast = alone(self, state, u, None, process, self._noise_factor, model)
+        if fast is not None:
             belief = (*state.mean.tolist(), *state.factor.flatten().tolist())
-            return GaussianState(*alone[0].predicted(state.time, alone[1], belief, process), state.time + model.dt)
+            return GaussianState(*fast[0].predicted(state.time, fast[1], belief, process), state.time + model.dt)
         mean, moved, noise = (part.to(self.dtype) for part in self._transition(state, u, process, model))
         factor = triangular_factor(torch.cat([moved, noise.expand(*moved.shape[:-1], noise.shape[-1])], dim=-1))
         if self.inflation != 1:
@@ -263,7 +228,7 @@ class GaussianFilter(ABC):
         self, state: GaussianState, y, u=None, *, sensor=None, R=None
     ) -> tuple[GaussianState, torch.Tensor]:
         """As `correct`, and the log-likelihood of what was used, (...,)."""
-        _check_state(state)
+        check_state(state)
         u, y, noise = self._measured(y, u, sensor, R)
         return self._corrected(state, u, y, noise)[:2]
 
@@ -272,7 +237,7 @@ class GaussianFilter(ABC):
 
         Channels that were not measured are 0; the squares sum to the normalised innovation squared (NIS).
         """
-        _check_state(state)
+        check_state(state)
         u, y, noise = self._measured(y, u, sensor, R)
         return self._correct(state, u, y, noise).whitened
 
@@ -298,8 +263,8 @@ class GaussianFilter(ABC):
 
     def _corrected(self, state, u, y, noise) -> tuple[GaussianState, torch.Tensor, Correction]:
         """Belief and log-likelihood after a measurement, and the correction as it was without a gate."""
-        alone = self._alone(state, u, y, self._process_factor, noise, self.model)
-        found = alone and alone[2] is not None and alone[0].corrected(state, *alone[1:], noise)
+        fast = alone(self, state, u, y, self._process_factor, noise, self.model)
+        found = fast and fast[2] is not None and fast[0].corrected(state, *fast[1:], noise)
         if found:
             flat, estimate = found
             nx = self.model.nstates
@@ -347,48 +312,16 @@ class GaussianFilter(ABC):
         estimate : Estimate
             At k, predicted and filtered, with covariances, whitened innovation and log-likelihood.
         """
-        _check_state(state)
-        alone = self._alone(state, u, y, self._process_factor, self._noise_factor, self.model)
-        if alone is not None:
-            programs, inputs, measured = alone
+        check_state(state)
+        fast = alone(self, state, u, y, self._process_factor, self._noise_factor, self.model)
+        if fast is not None:
+            programs, inputs, measured = fast
             found = measured and programs.corrected(state, inputs, measured, self._noise_factor)
             if found:
                 following = programs.predicted(state.time, inputs, found[0], self._process_factor)
                 return GaussianState(*following, state.time + self.model.dt), found[1]
         u, y, noise = self._measured(y, u, None, None)
         return self._step(state, u, y, self._process_factor, noise)
-
-    def _alone(self, state, u, y, process, noise, model):
-        """Programs, and u and y as floats, for one trajectory for which there is such code; None for the rest."""
-        if state.mean.ndim != 1:
-            return None
-        known = zip((process, noise), (self._process_factor, self._noise_factor), self._patterns, strict=True)
-        patterns = (pattern if given is own else _pattern(given) for given, own, pattern in known)
-        programs = self._compiled(model, *patterns, state)
-        u = _numbers(u, model.ninputs, math.isfinite)
-        y = y if y is None else _numbers(y, model.noutputs, _not_infinite)
-        return None if programs is None or u is None else (programs, u, y)
-
-    def _compiled(self, model, process, noise, *tensors) -> FilterPrograms | None:
-        """Straight-line code for noise factors with these patterns of zeros, where there is such code.
-
-        None for what it does not cover: other settings than the defaults, float32, derivatives, plants without
-        a record or with too many states.
-        """
-        plain = self.degrees_of_freedom is None and self.bounds is None and self._input_factor is None
-        if not plain or self.dtype != torch.float64:
-            return None
-        involved = (*_parts(tensors), self._process_factor, self._noise_factor)
-        if torch.is_grad_enabled() and any(part.requires_grad for part in involved):
-            return None
-        key = model.dt, self.gate, process.tobytes(), noise.tobytes()
-        if key not in self._programs:
-            self._programs[key], rules = None, self._rules()
-            thresholds = None if self.gate is None else self._thresholds.tolist()
-            if rules is not None:
-                with contextlib.suppress(NotRecordable):  # more operations than pay: tensors it is
-                    self._programs[key] = FilterPrograms(model, rules, process, noise, self.inflation, thresholds)
-        return self._programs[key]
 
     def _rules(self):
         """Return how means and factors go through recorded functions, None where there is no such way."""
@@ -436,10 +369,10 @@ class GaussianFilter(ABC):
         process = self.factor_sequence(Q, "Q", y.shape[-2])
         noise = self.factor_sequence(R, "R", y.shape[-2])
         factors, given = (process, noise), (Q is not None, R is not None)
-        patterns = (_pattern(f) if g else own for own, g, f in zip(self._patterns, given, factors, strict=True))
-        programs = self._compiled(self.model, *patterns, state, u, y)
+        patterns = (pattern_of(f) if g else own for own, g, f in zip(self._patterns, given, factors, strict=True))
+        programs = programs_for(self, self.model, *patterns, state, u, y)
         if programs is not None and (not lead or programs.pays(lead.numel())):
-            varying = [_flattened(f, g, lead) for f, g in zip(factors, given, strict=True)]
+            varying = [flattened(f, g, lead) for f, g in zip(factors, given, strict=True)]
             whole = mean, factor, u.expand(*lead, *u.shape[-2:]), y.expand(*lead, *y.shape[-2:])
             flat = [part.flatten(0, len(lead) - 1) if lead else part for part in whole]
             found = programs.sequence(GaussianState(*flat[:2], state.time), *flat[2:], *varying, progress)
@@ -480,45 +413,6 @@ class GaussianFilter(ABC):
 
 def _is_real(value):
     return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _check_state(state):
-    if not isinstance(state, GaussianState):
-        raise TypeError(f"state must be the GaussianState that init or step returned, got {type(state).__name__}")
-
-
-def _not_infinite(value):
-    return not math.isinf(value)
-
-
-def _numbers(values, size, usable):
-    """Floats of one sample, or None for anything else, which then is checked and told on tensors."""
-    if values is None:
-        return [] if size == 0 else None
-    values = values.tolist() if hasattr(values, "tolist") else values
-    if not isinstance(values, list | tuple) or len(values) != size:
-        return None
-    return [float(v) for v in values] if all(isinstance(v, float | int) and usable(v) for v in values) else None
-
-
-def _parts(tensors):
-    for part in tensors:
-        yield from (part[:2] if isinstance(part, GaussianState) else (part,))
-
-
-def _pattern(factor: torch.Tensor) -> np.ndarray:
-    """(n, n) bool: entries that are not zero in all of (..., n, n)."""
-    return (factor.detach() != 0).reshape(-1, *factor.shape[-2:]).any(0).numpy()
-
-
-def _flattened(factors, varies, lead):
-    """Noise factors (..., time, n, n) as ([time,] [trajectory,] n, n), and whether they vary with time."""
-    if not varies:
-        factors = factors[..., 0, :, :]
-        return (factors.expand(*lead, -1, -1).flatten(0, len(lead) - 1) if factors.ndim > 2 else factors), False
-    if factors.ndim > 3:
-        factors = factors.expand(*lead, -1, -1, -1).flatten(0, len(lead) - 1).movedim(0, 1)
-    return factors, True
 
 
 def _channels(sensor, labels):

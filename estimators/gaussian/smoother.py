@@ -2,7 +2,8 @@
 
 import torch
 
-from estimators.gaussian.filter import GaussianFilter, GaussianState
+from estimators.gaussian.filter import GaussianFilter
+from estimators.gaussian.state import GaussianState
 from estimators.gaussian.update import triangular_factor
 from plants.angles import wrap
 
