@@ -16,9 +16,11 @@ from plants.schema import to_tensors, validate
 SCHEMA = "contracting-observers estimates 1"
 
 
-LEAST, LOST = 20, 25.0
-"""A filter has diverged where most of the measurements in the second half of its record, at least `LEAST`, have a
-normalised innovation squared per channel above `LOST`: five times as large an innovation as its covariance says."""
+LEAST, SHARE, LOST = 20, 0.4, 25.0
+"""A filter has diverged where more than `SHARE` of the measurements in the second half of its record, at least `LEAST`,
+have a normalised innovation squared per channel above `LOST`: innovations five times as large as its covariance says.
+Outliers in a tenth of the samples, or an R too small by 16, stay below that; a filter that follows something else
+does not."""
 
 
 def run(
@@ -60,8 +62,8 @@ def run(
     Warns
     -----
     UserWarning
-        The estimator diverged: its estimates stopped being finite, or most measurements in the second half of the
-        record lie beyond five times what its covariance says, so that it follows something else. The first trajectory
+        The estimator diverged: its estimates stopped being finite, or more than 40 % of the measurements in the second half
+        of the record lie beyond five times what its covariance says, so that it follows something else. The first trajectory
         and time step are named; estimates are NaN from there on. A trajectory without any measurement is named too.
     """
     estimate = estimate_batch(estimator, dataset, x0=x0, P0=P0, Q=Q, R=R, progress=progress)
@@ -106,10 +108,10 @@ def _lost_track(innovation: torch.Tensor, measured: torch.Tensor) -> torch.Tenso
     taken = (channels > 0).long()
     beyond = (innovation.square().sum(-1) > LOST * channels).long() * taken
     from_here = [values.flip(1).cumsum(1).flip(1) for values in (beyond, taken)]
-    most = 2 * from_here[0] > from_here[1]
+    most = from_here[0] > SHARE * from_here[1]
     middle = measured.shape[1] // 2
     lost = most[:, middle] & (from_here[1][:, middle] >= LEAST)
-    return most & lost[:, None]
+    return most & (beyond > 0) & lost[:, None]
 
 
 def _without(estimate: Estimate, lost: torch.Tensor) -> Estimate:

@@ -77,7 +77,7 @@ def simulate(
     u = _inputs(model, trajectories, steps, inputs, rng)
     w = torch.from_numpy(noise.process(rng, steps, trajectories)) if noise else None
     v = torch.from_numpy(noise.measurement(rng, steps, trajectories)) if noise else 0.0
-    applied = u + noise.input(rng, steps, trajectories) if noise else u
+    applied = u + torch.as_tensor(noise.input(rng, steps, trajectories), dtype=torch.float64) if noise else u
 
     x = torch.empty(steps, trajectories, model.nstates, dtype=torch.float64)
     x[0] = mean + torch.from_numpy(start)

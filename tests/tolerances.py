@@ -12,3 +12,5 @@ TRACED_VALUE = 1e-10
 """A plant's batched map against column-by-column calls of the function itself."""
 TRACED_JACOBIAN = 1e-6
 """Jacobians against analytic ones; central differences reach about 1e-9 relative."""
+TWO_SPEEDS = 1e-10
+"""A filter's straight-line code against its tensors, as the project asks; relative to the largest value."""

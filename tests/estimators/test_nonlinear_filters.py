@@ -235,32 +235,3 @@ class TestSmoother:
         record = plants.simulate(still, trajectories=1, steps=5, noise=plants.GaussianNoise([0.0], [1.0]), seed=0)
         with pytest.raises(ValueError, match="covariance predicted at time step 1 is singular"):
             est.smooth(est.KalmanFilter(still, Q=[0.0], R=[1.0]), record, x0=[0.0], P0=[0.0])
-
-
-@pytest.mark.slow
-def test_published_errors_on_the_nonstationary_growth_model():
-    """x+ = x/2 + 25 x / (1 + x^2) + 8 cos(1.2 k), y = x^2 / 20: mean squared errors over 500 steps, 400 seeds.
-
-    Published: EKF 120.2, UKF 87.8, cubature 72.9, 1000 particles 10.3; within 1 % (particles 5 %) or three standard
-    errors of our own mean, whichever is larger.
-    """
-
-    def update(t, x, u, params):
-        return [x[0] / 2 + 25 * x[0] / (1 + x[0] ** 2) + 8 * np.cos(1.2 * (t + 1))]
-
-    system = ct.nlsys(update, lambda t, x, u, params: [x[0] ** 2 / 20], states=1, inputs=0, outputs=1, dt=1.0)
-    model, noise = plants.discretize(system, operating_region={"x[0]": (-25, 25)}), plants.GaussianNoise([1.0], [1.0])
-    data = plants.simulate(
-        model, trajectories=400, steps=501, noise=noise, seed=0, initial_mean=[0.1], initial_cov=[1.0]
-    )
-    for filter_, published, share in (
-        (est.ExtendedKalmanFilter(model, noise), 120.2, 0.01),
-        (est.UnscentedKalmanFilter(model, noise, alpha=0.5, beta=2.0, kappa=2.0), 87.8, 0.01),
-        (est.CubatureKalmanFilter(model, noise), 72.9, 0.01),
-        (est.ParticleFilter(model, noise, particles=1000), 10.3, 0.05),
-    ):
-        error = (est.run(filter_, data)["filtered"] - data["x"]).values[:, 1:, 0]
-        each = np.square(error).mean(1)
-        standard_error = each.std() / np.sqrt(len(each))
-        assert abs(each.mean() - published) < max(share * published, 3 * standard_error), type(filter_).__name__
-        assert standard_error < 0.03 * published
