@@ -115,11 +115,15 @@ class LuenbergerObserver:
             raise ValueError(f"poles must be {model.nstates} numbers inside the unit circle, got {poles}")
         A, _, C, _ = _linearised(model, x, u)
         unit = model.operating_region.state_width  # scaled, or units would spoil the placement
-        scaled = scipy.signal.place_poles((A * unit / unit[:, None]).T, (C * unit).T, poles)
-        found = np.linalg.eigvals(A - unit[:, None] * scaled.gain_matrix.T @ C)
+        try:
+            gain = scipy.signal.place_poles((A * unit / unit[:, None]).T, (C * unit).T, poles).gain_matrix.T
+        except ValueError as error:
+            raise ValueError(f"poles {poles} cannot be placed, is the plant observable? {error}") from error
+        gain = unit[:, None] * gain
+        found = np.linalg.eigvals(A - gain @ C)
         if np.abs(np.sort_complex(found) - np.sort_complex(poles.astype(complex))).max() > 1e-6:
-            raise ValueError(f"poles {poles} cannot be reached; got {found}: is the plant observable?")
-        return cls(model, unit[:, None] * scaled.gain_matrix.T, form="predictor")
+            raise ValueError(f"poles {poles} cannot be placed, is the plant observable? Got {found}")
+        return cls(model, gain, form="predictor")
 
     def init(self, x0, P0=None) -> LuenbergerState:
         """Start from a predicted state `x0` (..., nstates); there is no covariance."""

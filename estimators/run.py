@@ -62,9 +62,10 @@ def run(
     Warns
     -----
     UserWarning
-        The estimator diverged: its estimates stopped being finite, or more than 40 % of the measurements in the second half
-        of the record lie beyond five times what its covariance says, so that it follows something else. The first trajectory
-        and time step are named; estimates are NaN from there on. A trajectory without any measurement is named too.
+        The estimator diverged: its estimates stopped being finite, or more than 40 % of the measurements in the second
+        half of the record lie beyond five times what its covariance says, so that it follows something else. The first
+        trajectory and time step are named; estimates are NaN from there on. A trajectory without any measurement is
+        named too.
     """
     estimate = estimate_batch(estimator, dataset, x0=x0, P0=P0, Q=Q, R=R, progress=progress)
     dims = ("trajectory", "time", "state")

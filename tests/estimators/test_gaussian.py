@@ -97,36 +97,28 @@ def test_covariance_stays_symmetric_positive_semidefinite(nx, ny, seed, exponent
                 assert torch.linalg.eigvalsh(cov / torch.outer(unit, unit))[0] > -1e-12
 
 
-@pytest.mark.parametrize("name", ["pendulum", "van_der_pol", "quadruple_tank"])
+@pytest.mark.parametrize("name", sorted(plants.SCENARIOS))
 @pytest.mark.parametrize("filter_class", FILTERS[1:])
 def test_filters_are_consistent_where_model_and_noise_are_right_and_only_there(name, filter_class):
+    """NEES within the 99 % band of a mean over trajectories, at each time after 20 samples; outside with R wrong by 4x.
+
+    Before that a linearisation has to live with the spread of the start: measured, the extended filters of the two
+    plants with Coulomb friction and a sensor far sharper than the start are inconsistent there, by 1.2 to 1.5.
+    """
     setting = plants.scenario(name)
-    data = setting.simulate(200, 120, seed=3)
-    table = est.benchmark(
-        {
-            "right": filter_class(setting.model, setting.noise),
-            "wrong": filter_class(setting.model, Q=setting.noise.process_cov, R=setting.noise.measurement_cov / 16),
-        },
-        data,
-    )
-    assert table["nees"].sel(estimator="right") == pytest.approx(1.0, abs=0.1)
-    assert table["nees"].sel(estimator="wrong") > 1.5
+    data = setting.simulate(200, 100, seed=3)
 
+    def settled(noise):
+        found = est.consistency(filter_class(setting.model, noise), data)
+        low, high = found.attrs["nees_band"]
+        values = found["nees"].values[:, 20:].mean(0) / setting.model.nstates
+        return values.mean(), np.mean((low <= values) & (values <= high))
 
-@pytest.mark.parametrize("filter_class", FILTERS[1:])
-def test_tuning_recovers_the_noise_from_a_wrong_guess(filter_class):
-    setting = plants.scenario("pendulum")
-    data = setting.simulate(64, 150, seed=4)
-    estimator = filter_class(setting.model, Q=9 * setting.noise.process_cov, R=setting.noise.measurement_cov / 9)
-    result = estimator.tune(data, trajectories=64)
-    assert result.log_likelihood > result.log_likelihood_before
-    assert np.sqrt(result.noise.measurement_cov[0, 0]) == pytest.approx(
-        0.2, rel=0.05
-    )  # 9600 samples: standard error about 1 %
-    assert np.sqrt(result.noise.process_cov[1, 1]) == pytest.approx(
-        0.1, rel=0.15
-    )  # the velocity's noise is seen only through the angle
-    assert estimator.noise is result.noise
+    mean, inside = settled(setting.noise)
+    assert abs(mean - 1) < 0.1 and inside > 0.9
+    for factor in (0.25, 4.0):
+        mean, inside = settled(plants.GaussianNoise(setting.noise.process_cov, factor * setting.noise.measurement_cov))
+        assert abs(mean - 1) > 0.1 and inside < 0.7
 
 
 def test_missing_input_and_measurement_only_predict():
