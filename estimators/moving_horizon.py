@@ -112,11 +112,9 @@ class MovingHorizonEstimator:
         states = state.states.expand(*lead, *state.states.shape[-2:])
         predicted = states[..., -1, :]
         us, ys = torch.stack(inputs, -2), torch.stack(measurements, -2)
-        flat = [
-            part.reshape(lead.numel(), *part.shape[len(lead) :])
-            for part in (arrival.mean, arrival.factor, states, us, ys)
-        ]
-        found = torch.stack([self._search(*(part[i] for part in flat), arrival.time) for i in range(len(flat[0]))])
+        count, parts = lead.numel(), (arrival.mean, arrival.factor, states, us, ys)
+        flat = [part.reshape(count, *part.shape[len(lead) :]) for part in parts]
+        found = torch.stack([self._search(*(part[i] for part in flat), arrival.time) for i in range(count)])
         found = found.reshape(states.shape)
         filtered = found[..., -1, :]
         following = self.model.step(filtered, u, arrival.time + (len(inputs) - 1) * self.model.dt)

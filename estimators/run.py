@@ -16,7 +16,7 @@ from plants.schema import to_tensors, validate
 SCHEMA = "contracting-observers estimates 1"
 
 
-LEAST, SHARE, LOST = 20, 0.4, 25.0
+LEAST, SHARE, LOST = 50, 0.4, 25.0
 """A filter has diverged where more than `SHARE` of the measurements in the second half of its record, at least `LEAST`,
 have a normalised innovation squared per channel above `LOST`: innovations five times as large as its covariance says.
 Outliers in a tenth of the samples, or an R too small by 16, stay below that; a filter that follows something else
@@ -109,10 +109,12 @@ def _lost_track(innovation: torch.Tensor, measured: torch.Tensor) -> torch.Tenso
     taken = (channels > 0).long()
     beyond = (innovation.square().sum(-1) > LOST * channels).long() * taken
     from_here = [values.flip(1).cumsum(1).flip(1) for values in (beyond, taken)]
-    most = from_here[0] > SHARE * from_here[1]
-    middle = measured.shape[1] // 2
+    most, middle = from_here[0] > SHARE * from_here[1], measured.shape[1] // 2
     lost = most[:, middle] & (from_here[1][:, middle] >= LEAST)
-    return most & (beyond > 0) & lost[:, None]
+    # since when: back from the middle for as long as most of what follows is beyond
+    since = most[:, : middle + 1].flip(1).long().cumprod(1).sum(1, keepdim=True)
+    instants = torch.arange(measured.shape[1])
+    return (beyond > 0) & (instants > middle - since) & lost[:, None]
 
 
 def _without(estimate: Estimate, lost: torch.Tensor) -> Estimate:

@@ -365,9 +365,9 @@ class TestWhatIsSaid:
     def test_a_filter_that_follows_something_else_is_diverged_and_not_returned_as_numbers(self):
         """A wrong model: a drift the filter does not know of, and a covariance that says it is sure."""
         model = walk()
-        truth = np.tile(np.arange(60.0), (3, 1))[..., None]
+        truth = np.tile(np.arange(120.0), (3, 1))[..., None]
         truth[1] = 0.0
-        data = plants.from_arrays(model, y=truth, u=np.zeros((3, 60, 1)))
+        data = plants.from_arrays(model, y=truth, u=np.zeros((3, 120, 1)))
         sure = est.KalmanFilter(model, Q=[1e-8], R=[0.01])
         with pytest.warns(UserWarning, match="diverged on 2 of 3 trajectories, first on trajectory 0 at time step"):
             found = est.run(sure, data, x0=[0.0], P0=[0.01])
