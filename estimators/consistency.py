@@ -37,11 +37,11 @@ def consistency(estimator: GaussianFilter, dataset: xr.Dataset, *, x0=None, P0=N
     -------
     xarray.Dataset
         ``innovation`` (trajectory, time, output), whitened; ``nis`` and the number of measured ``channels``
-        (trajectory, time); ``autocorrelation`` (lag, output) of the innovations; with true states ``nees``
-        (trajectory, time), of the predicted estimate. Attributes: ``nis_per_channel`` and ``nees_per_state``, means
-        that should be 1; ``nis_band``, ``nees_band`` (of a mean over trajectories at one time) and
-        ``autocorrelation_band``; ``nees_inside``, the share of times within its band; ``innovations_consistent`` and
-        ``innovations_white``, 1 or 0.
+        (trajectory, time); ``autocorrelation`` (lag, output) of the innovations and its ``autocorrelation_band``, NaN
+        where no two measurements are that far apart; with true states ``nees`` (trajectory, time), of the predicted
+        estimate. Attributes: ``nis_per_channel`` and ``nees_per_state``, means that should be 1; ``nis_band``;
+        ``nees_band`` (of a mean over trajectories at one time) and the share of times within it, ``nees_inside``;
+        ``innovations_consistent`` and ``innovations_white``, 1 or 0.
 
     Raises
     ------
@@ -65,17 +65,21 @@ def consistency(estimator: GaussianFilter, dataset: xr.Dataset, *, x0=None, P0=N
     nis, channels = np.square(w).sum(-1), measured.sum()
     mean, nis_band = float(nis.sum() / channels), band(channels)
     lags = np.arange(1, min(LAGS, w.shape[1] - 1) + 1)
-    pairs = [(measured[:, lag:] & measured[:, :-lag]).sum((0, 1)) for lag in lags]
-    correlation = np.array([(w[:, lag:] * w[:, :-lag]).sum((0, 1)) for lag in lags]) / np.maximum(pairs, 1)
-    # a product of two independent standard normal numbers has variance 1; one band for all lags and outputs
-    each = 1 - (1 - level) / max(correlation.size, 1)
-    correlation_band = scipy.stats.norm.ppf((1 + each) / 2) / np.sqrt(np.maximum(pairs, 1))
+    shape = (len(lags), w.shape[2])
+    pairs = np.array([(measured[:, lag:] & measured[:, :-lag]).sum((0, 1)) for lag in lags]).reshape(shape)
+    products = np.array([(w[:, lag:] * w[:, :-lag]).sum((0, 1)) for lag in lags]).reshape(shape)
+    # a product of two independent standard normal numbers has variance 1; one level for all lags and outputs together
+    some = pairs > 0
+    each = 1 - (1 - level) / max(some.sum(), 1)
+    count = np.where(some, pairs, np.nan)
+    correlation, correlation_band = products / count, scipy.stats.norm.ppf((1 + each) / 2) / np.sqrt(count)
     dims, labels = ("trajectory", "time", "output"), list(estimator.model.output_labels)
     variables = {
         "innovation": (dims, w),
         "nis": (dims[:2], nis),
         "channels": (dims[:2], measured.sum(-1)),
-        "autocorrelation": (("lag", "output"), correlation.reshape(len(lags), -1)),
+        "autocorrelation": (("lag", "output"), correlation),
+        "autocorrelation_band": (("lag", "output"), correlation_band),
     }
     attributes = {
         "estimator": type(estimator).__name__,
@@ -84,8 +88,7 @@ def consistency(estimator: GaussianFilter, dataset: xr.Dataset, *, x0=None, P0=N
         "nis_per_channel": mean,
         "nis_band": nis_band,
         "innovations_consistent": int(nis_band[0] <= mean <= nis_band[1]),
-        "autocorrelation_band": float(np.max(correlation_band, initial=0.0)),
-        "innovations_white": int((np.abs(correlation) <= correlation_band).all()),
+        "innovations_white": int((np.abs(correlation) <= correlation_band)[some].all()),
     }
     x = to_tensors(dataset)[0]
     if x is not None:

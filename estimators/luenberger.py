@@ -148,6 +148,8 @@ class LuenbergerObserver:
         estimate : Estimate
             At k: predicted, and filtered in the form 'filter'.
         """
+        if not isinstance(state, LuenbergerState):
+            raise TypeError(f"state must be the LuenbergerState of init or step, got {type(state).__name__}")
         u, y = check_measurement(self.model, u, y)
         angles, x = self.model.state_is_angle, state.mean
         innovation = wrap(y - self.model.output(x, u, state.time), self.model.output_is_angle)

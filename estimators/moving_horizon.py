@@ -103,6 +103,8 @@ class MovingHorizonEstimator:
         estimate : Estimate
             At k, predicted and filtered; no covariances.
         """
+        if not isinstance(state, HorizonState):
+            raise TypeError(f"state must be the HorizonState of init or step, got {type(state).__name__}")
         u, y = check_measurement(self.model, u, y)
         lead = torch.broadcast_shapes(state.states.shape[:-2], u.shape[:-1], y.shape[:-1])
         inputs, measurements = (*state.inputs, u.expand(*lead, -1)), (*state.measurements, y.expand(*lead, -1))

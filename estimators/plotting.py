@@ -172,10 +172,13 @@ def plot_consistency(result: xr.Dataset) -> Figure:
         axis.axhline(1.0, color="black", linewidth=0.8)
         axis.set(title=title, xlabel="time")
         axis.legend(loc="upper right")
-    band = result.attrs["autocorrelation_band"]
-    for i, output in enumerate(result["output"].values):
-        axes[-1].plot(result["lag"], result["autocorrelation"].values[:, i], "o-", label=str(output))
-    axes[-1].axhspan(-band, band, alpha=0.25)
-    axes[-1].set(title="autocorrelation of the innovations", xlabel="lag [samples]")
+    lags, labels = result["lag"].values, result["output"].values
+    for i, output in enumerate(labels):
+        values, band = (result[name].values[:, i] for name in ("autocorrelation", "autocorrelation_band"))
+        (line,) = axes[-1].plot(lags, values, "o-", label=str(output))
+        for side in (-band, band):
+            axes[-1].plot(lags, side, "_", color=line.get_color(), markersize=12)
+    axes[-1].axhline(0.0, color="black", linewidth=0.8)
+    axes[-1].set(title="autocorrelation of the innovations, with bounds (-)", xlabel="lag [samples]")
     axes[-1].legend(loc="upper right")
     return figure

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import control as ct
 import numpy as np
@@ -16,6 +17,26 @@ from plants.maps import PROBE_TIME, ROUTES, central_differences, row_jacobian
 from plants.program import Program, derivatives
 from plants.region import OperatingRegion
 from plants.sampling import INTEGRATORS, check_substeps, sampled, sampled_matrices
+
+RECORDED_STATES = 24
+"""Beyond, straight-line code with all its derivatives is longer than it is fast."""
+
+
+class Record(NamedTuple):
+    """A plant as straight-line code.
+
+    Attributes
+    ----------
+    step, output : callable
+        ``(x, u, t)`` on arrays of :class:`plants.program.Scalar`.
+    step_program, output_program : Program
+        From (x, u, t) to the value and its Jacobian by x and u, flat.
+    """
+
+    step: Callable
+    output: Callable
+    step_program: Program
+    output_program: Program
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +179,7 @@ class StateSpaceModel:
         torch.Tensor
             (..., nstates), float64.
         """
-        return self._batched(self._step, x, u, t)
+        return self._batched(self._step, 0, x, u, t)
 
     def output(self, x, u=None, t: float = 0.0) -> torch.Tensor:
         """Measure: y = h(x, u, t) with u of the same instant.
@@ -177,7 +198,7 @@ class StateSpaceModel:
         torch.Tensor
             (..., noutputs), float64.
         """
-        return self._batched(self._output, x, u, t)
+        return self._batched(self._output, 2, x, u, t)
 
     def step_jacobian(self, x, u=None, t: float = 0.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Next state, df/dx (..., nstates, nstates) and df/du (..., nstates, ninputs)."""
@@ -207,16 +228,16 @@ class StateSpaceModel:
         return *self.step_jacobian(x, u, t)[1:], *self.output_jacobian(x, u, t)[1:]
 
     @cached_property
-    def recorded(self) -> tuple[Callable, Callable] | None:
-        """Step and output as ``(x, u, t)`` on arrays of :class:`plants.program.Scalar`, or None.
+    def recorded(self) -> Record | None:
+        """Step and output as straight-line code, or None.
 
-        None where the functions cannot be recorded, or where values or Jacobians of the record differ from
-        `step_jacobian` and `output_jacobian` at random points of the operating region.
+        None for a plant of more than `RECORDED_STATES` states, where the functions cannot be recorded, or where
+        values or Jacobians of the record differ from those on tensors at random points of the operating region.
         """
-        if self.jacobian_source == ROUTES[-1]:
+        if self.jacobian_source == ROUTES[-1] or self.nstates > RECORDED_STATES:
             return None  # a record's exact derivatives would not be those of the filters on tensors
         x, u = self.operating_region.sample(16, seed=3)
-        nx, nu = self.nstates, self.ninputs
+        nx, nu, programs = self.nstates, self.ninputs, []
         for record, original in zip(self._record, (self.step_jacobian, self.output_jacobian), strict=True):
 
             def build(*z, record=record):
@@ -236,7 +257,16 @@ class StateSpaceModel:
             scale = np.abs(truth).max(0) + np.finfo(float).tiny
             if not np.allclose(found / scale, truth / scale, rtol=0, atol=1e-10, equal_nan=True):
                 return None
-        return self._record
+            programs.append(program)
+        return Record(*self._record, *programs)
+
+    def _alone(self, first, x, u, t):
+        """Value and Jacobian at one point on floats, a call in place of one for each operation; None elsewhere."""
+        if len(x) != 1 or x.requires_grad or u.requires_grad or (record := self.recorded) is None:
+            return None
+        n, z = (self.noutputs if first else self.nstates), (*x[0].tolist(), *u[0].tolist(), float(t))
+        found = np.array((record.output_program if first else record.step_program).on_floats(*z))
+        return torch.from_numpy(found[:n]), torch.from_numpy(found[n:]).reshape(n, self.nstates + self.ninputs)
 
     def _flatten(self, x, u):
         x = as_tensor(x, "x", self.nstates, finite=False)
@@ -250,14 +280,17 @@ class StateSpaceModel:
             lead,
         )
 
-    def _batched(self, function, x, u, t):
+    def _batched(self, function, first, x, u, t):
         x, u, lead = self._flatten(x, u)
-        return function(x, u, t).reshape(*lead, -1)
+        alone = self._alone(first, x, u, t)
+        return (function(x, u, t) if alone is None else alone[0]).reshape(*lead, -1)
 
     def _jacobian(self, function, first, x, u, t):
         x, u, lead = self._flatten(x, u)
         n = self.noutputs if first else self.nstates
-        if self.matrices is not None:
+        if (alone := self._alone(first, x, u, t)) is not None:
+            value, jacobian = alone
+        elif self.matrices is not None:
             value = function(x, u, t)
             jacobian = torch.from_numpy(np.hstack(self.matrices[first : first + 2])).expand(*lead, n, -1)
         elif self.jacobian_source == ROUTES[-1]:

@@ -60,7 +60,7 @@ _BINARY = {
     "div": ("{0} / {1}", "{0} / {1}", lambda a, b, v: (1.0 / b, -v / b)),
     "mod": ("{0} % {1}", "{0} % {1}", lambda a, b, v: (1.0, -apply("floor", a / b))),
     "pow": ("pow({0}, {1})", "power({0}, {1})", lambda a, b, v: (b * a ** (b - 1.0), v * apply("log", a))),
-    "arctan2": ("atan2({0}, {1})", "arctan2({0}, {1})", lambda a, b, v: (b / (a * a + b * b), -a / (a * a + b * b))),
+    "arctan2": ("atan2({0}, {1})", "arctan2({0}, {1})", lambda a, b, v: _turns(a, b)),
     "hypot": ("hypot({0}, {1})", "hypot({0}, {1})", lambda a, b, v: (a / v, b / v)),
     "copysign": (
         "copysign({0}, {1})",
@@ -82,6 +82,13 @@ _NUMPY = {
     for name in (*_UNARY, "power", "arctan2", "hypot", "copysign", "minimum", "maximum", "where")
     if hasattr(np, name)
 } | {"inf": np.inf, "nan": np.nan}
+
+
+def _turns(a, b):
+    """Differentiate an arctan2; zero at the origin, as torch has it."""
+    square = a * a + b * b
+    inverse = select(square > 0.0, 1.0 / select(square > 0.0, square, 1.0), 0.0)
+    return b * inverse, -a * inverse
 
 
 def _shares(first, second):

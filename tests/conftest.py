@@ -1,16 +1,15 @@
 """Shared, cheap fixtures."""
 
+import os
+
+# before torch is imported, and for the kernels of notebooks: matrices here are small, more threads gain nothing, and
+# lose minutes where another process needs the cores
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
-import torch
 
 import estimators as est
 import plants
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread():
-    # matrices here are small: more threads gain nothing, and lose minutes where another process needs the cores
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,8 @@ ESTIMATORS = {
     "CKF": lambda setting: est.CubatureKalmanFilter(setting.model, setting.noise),
     "EnKF": lambda setting: est.EnsembleKalmanFilter(setting.model, setting.noise, particles=40),
     "PF": lambda setting: est.ParticleFilter(setting.model, setting.noise, particles=60),
+    "Luenberger": lambda setting: est.LuenbergerObserver.from_noise(setting.model, setting.noise),
+    "MHE": lambda setting: est.MovingHorizonEstimator(setting.model, setting.noise, horizon=3),
     "R2DN": make_observer,
 }
 

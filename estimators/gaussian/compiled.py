@@ -90,13 +90,15 @@ class FilterPrograms:
     ----------
     model : StateSpaceModel
         The plant, with a record.
-    rules : object
-        ``predicted(f, m, S, x_angles)`` to (mean, rows) and ``expected(h, m, S, y_angles)`` to (output, its rows, rows
-        of the state), for the recorded functions f and h of the state alone.
+    rules : Linearised or Unscented
+        ``through(function, z, D, angles)`` to the mean of function(z) and the columns of its deviations, where z has
+        the deviations D.
     process, noise : numpy.ndarray
         (nx, nx) and (ny, ny) bool: which entries of the noise factors are not zero.
     inflation : float
         Factor on the predicted covariance.
+    inputs : numpy.ndarray or None
+        Factor of the inputs' covariance, (nu, any), where they carry noise.
     thresholds : sequence of float or None
         Normalised innovation squared beyond which a measurement is left out, by the number of its channels.
 
@@ -106,17 +108,16 @@ class FilterPrograms:
         Too many operations.
     """
 
-    def __init__(
-        self, model: StateSpaceModel, rules, process: np.ndarray, noise: np.ndarray, inflation: float, thresholds
-    ):
+    def __init__(self, model: StateSpaceModel, rules, process, noise, *, inflation=1.0, inputs=None, thresholds=None):
         if 4 * model.nstates**3 > LARGEST or model.recorded is None:
             raise NotRecordable(f"{model.nstates} states, or a plant without a record")
-        self.model, self._rules, self._inflation, self._thresholds = model, rules, inflation, thresholds
+        self.model, self._rules, self._inflation = model, rules, inflation
+        self._inputs, self._thresholds = inputs, thresholds
         self.process, self.noise = np.argwhere(process).tolist(), np.argwhere(noise).tolist()
         self._known = {}
         nx, nu, ny = model.nstates, model.ninputs, model.noutputs
         self._lower = np.argwhere(np.tri(nx, dtype=bool)).tolist()
-        self._step, self._output = model.recorded
+        self._step, self._output = model.recorded[:2]
         self._x_angles, self._y_angles = model.state_is_angle.tolist(), model.output_is_angle.tolist()
         self.sizes = nx, nu, ny
         self.operations = self.predict.operations + self.correct.operations
@@ -137,6 +138,15 @@ class FilterPrograms:
             matrix[i, j] = value
         return matrix
 
+    def _through(self, function, t, u, m, S, angles):
+        """Mean and factor of the state, and of the inputs' noise where there is any, through a recorded function."""
+        nx = len(m)
+        if self._inputs is None:
+            return self._rules.through(lambda x: function(x, u, t), m, S, angles)
+        D = np.zeros((nx + len(u), nx + self._inputs.shape[1]), dtype=object)
+        D[:nx, :nx], D[nx:, nx:] = S, self._inputs
+        return self._rules.through(lambda z: function(z[:nx], z[nx:], t), np.concatenate([m, u]), D, angles)
+
     @cached_property
     def predict(self) -> Program:
         """From (t, u, mean, factor, Q) to (mean, factor)."""
@@ -145,7 +155,7 @@ class FilterPrograms:
         def build(*values):
             (t,), u, m, S, Q = self._split(values, 1, nu, nx, len(self._lower), len(self.process))
             S = self._matrix(S, self._lower, nx)
-            mean, rows = self._rules.predicted(lambda x: self._step(x, u, t), m, S, self._x_angles)
+            mean, rows = self._through(self._step, t, u, m, S, self._x_angles)
             factor = triangular(np.concatenate([rows, self._matrix(Q, self.process, nx)], axis=1))
             if self._inflation != 1:
                 factor = factor * self._inflation ** (self.model.dt / 2)
@@ -161,9 +171,9 @@ class FilterPrograms:
             sizes = 1, nu, ny, nx, len(self._lower), len(self.noise)
             (t,), u, y, m, S, R = self._split(values, *sizes)
             S = self._matrix(S, self._lower, nx)
-            expected, output_rows, state_rows = self._rules.expected(
-                lambda x: self._output(x, u, t), m, S, self._y_angles
-            )
+            expected, output_rows = self._through(self._output, t, u, m, S, self._y_angles)
+            state_rows = np.zeros((nx, output_rows.shape[1]), dtype=object)
+            state_rows[:, :nx] = S
             noise, count = self._matrix(R, self.noise, ny), float(ny)
             innovation = wrapped(y - np.array(expected, dtype=object), self._y_angles)
             if masked:
@@ -324,15 +334,10 @@ class FilterPrograms:
 class Linearised:
     """Rules of an extended Kalman filter."""
 
-    def predicted(self, f, m, S, angles):
-        """Mean through f, factor through its Jacobian."""
-        values = f(m)
-        return values, derivatives(values, m) @ S
-
-    def expected(self, h, m, S, angles):
-        """Output, C S and S."""
-        values = h(m)
-        return values, derivatives(values, m) @ S, S
+    def through(self, function, z, D, angles):
+        """Value at z, and its derivative along each direction."""
+        values = function(z)
+        return values, derivatives(values, z) @ D
 
 
 class Unscented:
@@ -341,11 +346,11 @@ class Unscented:
     def __init__(self, spread: float, weight: float, central: float, centred: bool):
         self.spread, self.weight, self.central, self.centred = spread, weight, central, centred
 
-    def _transform(self, function, m, S, angles):
-        """Mean, and deviation columns rotated so that odd ones go with the state and even ones do not."""
-        centre, n = function(m), len(m)
+    def through(self, function, z, D, angles):
+        """Mean, and deviation columns rotated so that the first go with the directions and the rest with none."""
+        centre, n = function(z), D.shape[1]
         plus, minus = (
-            [wrapped(function(m + sign * self.spread * S[:, i]) - centre, angles) for i in range(n)] for sign in (1, -1)
+            [wrapped(function(z + sign * self.spread * D[:, i]) - centre, angles) for i in range(n)] for sign in (1, -1)
         )
         shift = self.weight * sum(plus[1:] + minus, plus[0])
         if self.centred:
@@ -354,14 +359,3 @@ class Unscented:
         odd = [half * (a - b) for a, b in zip(plus, minus, strict=True)]
         even = [half * (a + b) for a, b in zip(plus, minus, strict=True)]
         return centre + shift, np.array([*odd, *even, self.central * shift], dtype=object).T
-
-    def predicted(self, f, m, S, angles):
-        """Moments of the propagated points."""
-        return self._transform(f, m, S, angles)
-
-    def expected(self, h, m, S, angles):
-        """Moments of the expected outputs, and the state's rows beside them."""
-        mean, rows = self._transform(h, m, S, angles)
-        state = np.zeros((len(m), rows.shape[1]), dtype=object)
-        state[:, : len(m)] = S
-        return mean, rows, state

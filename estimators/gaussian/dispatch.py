@@ -31,19 +31,25 @@ def programs_for(estimator, model, process, noise, *tensors) -> FilterPrograms |
     None for what it does not cover: other settings than the defaults, float32, derivatives, plants without
     a record or with too many states.
     """
-    plain = estimator.degrees_of_freedom is None and estimator.bounds is None and estimator._input_factor is None
-    if not plain or estimator.dtype != torch.float64:
+    if estimator.degrees_of_freedom is not None or estimator.bounds is not None or estimator.dtype != torch.float64:
         return None
     involved = (*_tensors(tensors), estimator._process_factor, estimator._noise_factor)
     if torch.is_grad_enabled() and any(part.requires_grad for part in involved):
         return None
     key = model.dt, estimator.gate, process.tobytes(), noise.tobytes()
     if key not in estimator._programs:
-        estimator._programs[key], rules = None, estimator._rules()
-        thresholds = None if estimator.gate is None else estimator._thresholds.tolist()
+        estimator._programs[key], rules, inputs = None, estimator._rules(), estimator._input_factor
         if rules is not None:
             with contextlib.suppress(NotRecordable):  # more operations than pay: tensors it is
-                estimator._programs[key] = FilterPrograms(model, rules, process, noise, estimator.inflation, thresholds)
+                estimator._programs[key] = FilterPrograms(
+                    model,
+                    rules,
+                    process,
+                    noise,
+                    inflation=estimator.inflation,
+                    inputs=None if inputs is None else inputs.numpy(),
+                    thresholds=None if estimator.gate is None else estimator._thresholds.tolist(),
+                )
     return estimator._programs[key]
 
 

@@ -101,7 +101,7 @@ class GaussianFilter(ABC):
         self.model, self._programs = model, {}
 
     def _set_noise(self, noise: GaussianNoise) -> None:
-        self.noise = noise
+        self.noise, self._programs = noise, {}  # the code holds the noise of the inputs
         self._input_factor, self._noisy_output = _input_noise(self.model, noise)
         self._set_factors(
             torch.from_numpy(covariance_factor(noise.process_cov)),

@@ -133,6 +133,8 @@ def tune(
         system = parameters_as_inputs(model.system, unknowns.parameters)
         bounds = {name: sorted((0.5 * v, 1.5 * v)) if v else (-1, 1) for name, v in unknowns.parameters.items()}
         trial._set_model(model.with_system(system, bounds))
+        if trial._input_factor is not None:  # the parameters are inputs without noise
+            trial._input_factor = torch.nn.functional.pad(trial._input_factor, (0, 0, 0, len(unknowns.parameters)))
     samples = int((~torch.isnan(y)).any(dim=-1).sum())
 
     def negative_log_likelihood(points: np.ndarray) -> np.ndarray:

@@ -52,6 +52,20 @@ def test_the_level_is_kept_over_many_repetitions():
     assert 43 <= inside <= 60 and 43 <= white <= 60
 
 
+def test_a_sensor_of_its_own_rate_is_judged_where_it_was_measured():
+    setting = plants.scenario("quadruple_tank")
+    data = setting.simulate(50, 60, seed=0)
+    data["y"][:, np.arange(60) % 4 != 0, 1] = np.nan
+    found = est.consistency(est.ExtendedKalmanFilter(setting.model, setting.noise), data)
+    assert found.attrs["innovations_consistent"] and found.attrs["innovations_white"]
+    known = np.isfinite(found["autocorrelation"].values[:, 1])
+    np.testing.assert_array_equal(np.flatnonzero(known) + 1, [4, 8])
+    figure = est.plot_consistency(found)
+    assert len(figure.axes) == 3
+    with pytest.raises(ValueError, match=r"must come from estimators\.consistency"):
+        est.plot_consistency(data)
+
+
 def test_works_without_true_states_and_survives_netcdf(tmp_path):
     setting = plants.scenario("pendulum")
     data = setting.simulate(5, 20, seed=0).drop_vars("x")

@@ -211,6 +211,9 @@ class TestNoiseThroughInputs:
         np.testing.assert_allclose(found["filtered"], right["filtered"], atol=EQUAL_FILTERS)
         np.testing.assert_allclose(found["filtered_cov"], right["filtered_cov"], atol=EQUAL_FILTERS)
         assert est.consistency(kind(model, noise), data).attrs["innovations_consistent"]
+        slow = kind(model, noise)
+        slow._rules = lambda: None  # on tensors
+        np.testing.assert_allclose(est.run(slow, data)["filtered"], right["filtered"], atol=EQUAL_FILTERS)
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_a_multiplicative_sensor_error_is_an_input(self, kind):

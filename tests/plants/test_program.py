@@ -72,7 +72,7 @@ def test_plants_in_every_style_are_recorded_or_left_to_tensors(name):
     if name in ("branch_on_state", "rounded_state"):
         assert model.recorded is None
         return
-    step, output = model.recorded
+    step, output, *_ = model.recorded
     nx, nu = model.nstates, model.ninputs
     x, u = model.operating_region.sample(20, seed=5)
     for record, original in ((step, model.step_jacobian), (output, model.output_jacobian)):
@@ -93,7 +93,7 @@ def test_an_interconnection_is_recorded_block_by_block():
                      params={"k": 2.0}, name="plant")  # fmt: skip
     lag = ct.ss([[-3.0]], [[3.0]], [[1.0]], [[0.0]], inputs=["r"], outputs=["u"], name="lag")
     model = plants.discretize(ct.interconnect([plant, lag], inputs=["r"], outputs=["y"]), 0.1)
-    step, _ = model.recorded
+    step = model.recorded.step
     program = Program(lambda *z: list(step(np.array(z[:2], dtype=object), np.array(z[2:], dtype=object), 0.0)), 3)
     np.testing.assert_allclose(program.on_floats(0.4, -0.2, 0.7), model.step([0.4, -0.2], [0.7]), rtol=1e-13)
 
