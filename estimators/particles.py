@@ -105,7 +105,7 @@ class _Sampled(ABC):
         state : ParticleState
             Belief about x_{k+1}.
         estimate : Estimate
-            At k, predicted and filtered, with covariances.
+            At k, predicted and filtered, with covariances, whitened innovation and log-likelihood.
         """
         if not isinstance(state, ParticleState):
             raise TypeError(f"state must be the ParticleState that init or step returned, got {type(state).__name__}")
@@ -117,7 +117,7 @@ class _Sampled(ABC):
         inputs = u[..., None, :]
         if self._input_factor is not None:
             inputs = inputs + self._normal(state.step, 3, self.model.ninputs) @ self._input_factor.mT
-        corrected = self._correct(state, inputs, y)
+        corrected, innovation, likelihood = self._correct(state, inputs, y)
         after, after_cov = self._moments(corrected)
         chosen = self._resample(corrected)
         moved = self.model.step(chosen.particles, inputs, state.time)
@@ -125,7 +125,7 @@ class _Sampled(ABC):
         following = chosen._replace(
             particles=wrap(moved, self.model.state_is_angle), step=state.step + 1, time=state.time + self.model.dt
         )
-        return following, Estimate(before, after, before_cov, after_cov)
+        return following, Estimate(before, after, before_cov, after_cov, innovation, likelihood)
 
     def estimate_sequence(
         self, state: ParticleState, u: torch.Tensor, y: torch.Tensor, progress=lambda steps: steps
@@ -155,9 +155,19 @@ class _Sampled(ABC):
         R = torch.from_numpy(self.noise.measurement_cov) * mask[..., :, None] * mask[..., None, :]
         return innovation, R + torch.diag_embed(1 - mask), mask
 
+    def _whitened(self, innovation, R, weights):
+        """Mean innovation over the factor of its covariance, and that factor."""
+        first = innovation[..., :1, :]
+        deviations = wrap(innovation - first, self.model.output_is_angle)
+        shift = (weights[..., None] * deviations).sum(-2)
+        centred = deviations - shift[..., None, :]
+        root = torch.linalg.cholesky((weights[..., None] * centred).mT @ centred + R)
+        mean = wrap(first[..., 0, :] + shift, self.model.output_is_angle)
+        return torch.linalg.solve_triangular(root, mean[..., None], upper=False)[..., 0], root
+
     @abstractmethod
     def _correct(self, state, u, y):
-        """Belief after a measurement."""
+        """Belief after a measurement, whitened innovation, log-likelihood."""
 
     def _resample(self, state):
         return state
@@ -193,10 +203,14 @@ class ParticleFilter(_Sampled):
             raise ValueError("measurement_cov must be positive definite: particles never meet a noise-free measurement")
 
     def _correct(self, state, u, y):
-        innovation, R, _ = self._measured(y, state.particles, u, state.time)
-        whitened = torch.linalg.solve_triangular(torch.linalg.cholesky(R), innovation.mT, upper=False)
-        log_weights = state.log_weights - 0.5 * whitened.square().sum(-2)
-        return state._replace(log_weights=log_weights - torch.logsumexp(log_weights, -1, keepdim=True))
+        innovation, R, mask = self._measured(y, state.particles, u, state.time)
+        root = torch.linalg.cholesky(R)
+        squares = torch.linalg.solve_triangular(root, innovation.mT, upper=False).square().sum(-2)
+        log_weights = state.log_weights - 0.5 * squares
+        total = torch.logsumexp(log_weights, -1)
+        whitened, _ = self._whitened(innovation, R, state.log_weights.exp())
+        corrected = state._replace(log_weights=log_weights - total[..., None])
+        return corrected, whitened, total - _normaliser(root, mask)
 
     def _resample(self, state):
         weights = state.log_weights.exp()
@@ -260,12 +274,18 @@ class EnsembleKalmanFilter(_Sampled):
         deviations = self.inflation * wrap(state.particles - mean[..., None, :], angles)
         members = wrap(mean[..., None, :] + deviations, angles)
         innovation, R, mask = self._measured(y, members, u, state.time)
-        first = innovation[..., :1, :]
-        spread = wrap(innovation - first, outputs)
+        whitened, root = self._whitened(innovation, R, state.log_weights.exp())
+        likelihood = -0.5 * whitened.square().sum(-1) - _normaliser(root, mask)
+        spread = wrap(innovation - innovation[..., :1, :], outputs)
         spread = spread - spread.mean(-2, keepdim=True)
         scale = 1 / (self.count - 1)
         cross, own = scale * deviations.mT @ -spread, scale * spread.mT @ spread + R
         noise = self._normal(state.step, 1, self.model.noutputs) @ self._noise_factor.mT
         noise = (noise - noise.mean(-2, keepdim=True)) * mask[..., None, :]
         moved = (wrap(innovation + noise, outputs)) @ torch.linalg.solve(own, cross.mT)
-        return state._replace(particles=wrap(members + moved, angles))
+        return state._replace(particles=wrap(members + moved, angles)), whitened, likelihood
+
+
+def _normaliser(root, mask):
+    """Logarithm of the normal density's denominator, of the measured channels."""
+    return root.diagonal(dim1=-2, dim2=-1).log().sum(-1) + 0.5 * math.log(2 * math.pi) * mask.sum(-1)

@@ -16,7 +16,13 @@ import plants
 from estimators.metrics import errors
 from tests.tolerances import FIELD_CASE
 
-FILTERS = [est.KalmanFilter, est.ExtendedKalmanFilter, est.UnscentedKalmanFilter]
+FILTERS = [
+    est.KalmanFilter,
+    est.ExtendedKalmanFilter,
+    est.IteratedExtendedKalmanFilter,
+    est.UnscentedKalmanFilter,
+    est.CubatureKalmanFilter,
+]
 
 
 def linear(F, H, dt=1.0, B=None, D=None, **settings):

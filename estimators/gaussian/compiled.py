@@ -204,7 +204,8 @@ class FilterPrograms:
                 mean = np.array([select(used, a, b) for a, b in zip(mean, m, strict=True)], dtype=object)
                 factor = np.array([select(used, a, b) for a, b in zip(factor.flat, S.flat, strict=True)], dtype=object)
                 factor, likelihood = factor.reshape(nx, nx), select(used, likelihood, 0.0)
-            return [*mean, *factor.ravel(), *square(S), *square(factor), *whitened, likelihood]
+            signed = [w * apply("sign", root[i, i]) for i, w in enumerate(whitened)]
+            return [*mean, *factor.ravel(), *square(S), *square(factor), *signed, likelihood]
 
         return Program(build, 1 + nu + ny + nx + len(self._lower) + len(self.noise))
 

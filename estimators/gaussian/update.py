@@ -27,7 +27,8 @@ class Correction(NamedTuple):
     channels : torch.Tensor
         (...,), how many were measured.
     root : torch.Tensor
-        (..., ny, ny) lower triangular factor of the innovation's covariance; the identity for what was not measured.
+        (..., ny, ny) lower triangular factor of the innovation's covariance, positive on the diagonal; the
+        identity for what was not measured.
     """
 
     mean: torch.Tensor
@@ -146,4 +147,8 @@ def correct(
     count = (~missing).sum(dim=-1)
     constant = 0.5 * math.log(2 * math.pi) * count.to(mean.dtype)
     log_likelihood = -0.5 * whitened.square().sum(dim=(-2, -1)) - pivots.log().sum(dim=-1) - constant
-    return Correction(mean + (gain_root @ whitened)[..., 0], factor, log_likelihood, whitened[..., 0], count, root)
+    # a QR decomposition leaves the signs open: positive where the measurement is above what was expected
+    sign = torch.sign(root.diagonal(dim1=-2, dim2=-1))
+    innovation = whitened[..., 0] * sign
+    mean = mean + (gain_root @ whitened)[..., 0]
+    return Correction(mean, factor, log_likelihood, innovation, count, root * sign[..., None, :])

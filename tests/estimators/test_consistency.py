@@ -74,6 +74,17 @@ def test_works_without_true_states_and_survives_netcdf(tmp_path):
     found.to_netcdf(tmp_path / "consistency.nc", engine="h5netcdf")
 
 
+def test_an_innovation_is_positive_where_the_measurement_is_above_what_was_expected():
+    model = plants.discretize(ct.ss([[1.0]], [[0.0]], [[1.0]], [[0.0]], 1.0))
+    for kind in KINDS:
+        found = kind(model, Q=[0.1], R=[3.0])
+        state = found.init([1.0], [1.0])
+        for y in (2.0, -2.0):
+            expected = (y - 1.0) / 2.0  # deviation of the innovation: sqrt(1 + 3)
+            assert found.innovation(state, [y], [0.0]).item() == pytest.approx(expected)
+            assert found.step(state, [0.0], [y])[1].innovation.item() == pytest.approx(expected)
+
+
 class TestGate:
     def test_leaves_out_what_lies_beyond_the_quantile_and_nothing_else(self):
         model = plants.discretize(ct.ss([[1.0]], [[0.0]], [[1.0]], [[0.0]], 1.0))

@@ -125,6 +125,33 @@ def test_samples_approach_the_kalman_filter_on_a_linear_plant(make, slack):
         assert np.sqrt(np.mean(((found[kind] - exact[kind]).values / deviation) ** 2)) < 0.06
     ratio = found["filtered_cov"].values / exact["filtered_cov"].values
     assert abs(np.mean(ratio[..., 0, 0]) - 1) < slack and abs(np.mean(ratio[..., 1, 1]) - 1) < slack
+    # the likelihood of a record of 25 samples
+    difference = (found["log_likelihood"] - exact["log_likelihood"]).values
+    assert np.sqrt(np.mean(difference.sum(1) ** 2)) < 0.5 and np.abs(difference[3, 5:8]).max() == 0
+    assert np.sqrt(np.mean((found["innovation"] - exact["innovation"]).values ** 2)) < 0.06
+
+
+@pytest.mark.slow
+def test_samples_are_honest_or_their_collapse_is_reported():
+    """NEES about 1 on every plant; 2000 particles that move blindly never meet the two sharpest sensors of the six."""
+    for name in plants.SCENARIOS:
+        setting = plants.scenario(name)
+        data = setting.simulate(60, 120, seed=3)
+        for found, sharp in (
+            (est.EnsembleKalmanFilter(setting.model, setting.noise, particles=300), ()),
+            (
+                est.ParticleFilter(setting.model, setting.noise, particles=2000),
+                ("measured_pendulum", "measured_double_pendulum"),
+            ),
+        ):
+            if name in sharp:
+                with pytest.warns(UserWarning, match="ParticleFilter diverged"):
+                    est.run(found, data)
+                continue
+            record = est.run(found, data)
+            error = est.metrics.errors(setting.model, record["predicted"], data["x"])[:, 20:]
+            score = est.metrics.nees(error, record["predicted_cov"].values[:, 20:]).mean() / setting.model.nstates
+            assert 0.9 < score < 1.15, (name, type(found).__name__, score)
 
 
 def test_an_angle_is_averaged_across_the_half_turn():
