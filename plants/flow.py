@@ -3,6 +3,7 @@
 The blocks of an interconnection are taken one by one.
 """
 
+import copy
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -68,7 +69,7 @@ def flow_of(sys, params, region: OperatingRegion) -> Flow:
         return linear_flow(sys.A, sys.B, sys.C, sys.D)
     if isinstance(sys, ct.InterconnectedSystem):
         return _interconnected_flow(sys, params, region)
-    params, update, measure = dict(params), sys.updfcn, sys.outfcn
+    params, update, measure = copy.deepcopy(dict(params)), sys.updfcn, sys.outfcn
     rhs = output = None
     if sys.nstates:
         rhs = build_map(
@@ -102,7 +103,7 @@ def flow_of(sys, params, region: OperatingRegion) -> Flow:
 
 def _on_scalars(function, size):
     def call(x, u, t):
-        values = recordable(function)(t, x, u)
+        values = recordable(function)(t, x.copy(), u.copy())
         parts = values if isinstance(values, list | tuple) else [values]
         flat = np.concatenate([np.zeros(0, dtype=object), *(np.ravel(np.asarray(p, dtype=object)) for p in parts)])
         if len(flat) != size:

@@ -18,8 +18,8 @@ from plants.program import Program, derivatives
 from plants.region import OperatingRegion
 from plants.sampling import INTEGRATORS, check_substeps, sampled, sampled_matrices
 
-RECORDED_STATES = 24
-"""Beyond, straight-line code with all its derivatives is longer than it is fast."""
+RECORDED_STATES, RECORDED_OPERATIONS = 24, 10_000
+"""Beyond, straight-line code with all its derivatives is longer than it is fast, and takes long to make."""
 
 
 class Record(NamedTuple):
@@ -236,29 +236,51 @@ class StateSpaceModel:
         """
         if self.jacobian_source == ROUTES[-1] or self.nstates > RECORDED_STATES:
             return None  # a record's exact derivatives would not be those of the filters on tensors
-        x, u = self.operating_region.sample(16, seed=3)
         nx, nu, programs = self.nstates, self.ninputs, []
-        for record, original in zip(self._record, (self.step_jacobian, self.output_jacobian), strict=True):
+        x, u = self._probes()
+        try:
+            for record, original in zip(self._record, (self.step_jacobian, self.output_jacobian), strict=True):
 
-            def build(*z, record=record):
-                values = record(np.array(z[:nx], dtype=object), np.array(z[nx:-1], dtype=object), z[-1])
-                return [*values, *derivatives(values, z[:-1]).ravel()]
+                def build(*z, record=record):
+                    values = record(np.array(z[:nx], dtype=object), np.array(z[nx:-1], dtype=object), z[-1])
+                    return [*values, *derivatives(values, z[:-1]).ravel()]
 
-            try:
-                program = Program(build, nx + nu + 1)
-            # any failure here only means that the plant is evaluated on tensors
-            except Exception:
-                return None
-            value, *jacobians = (part.numpy() for part in original(x, u, PROBE_TIME))
-            truth = np.concatenate([value, np.concatenate(jacobians, axis=2).reshape(len(x), -1)], axis=1)
-            found = np.array(
-                [program.on_floats(*a, *b, PROBE_TIME) for a, b in zip(x.tolist(), u.tolist(), strict=True)]
-            )
-            scale = np.abs(truth).max(0) + np.finfo(float).tiny
-            if not np.allclose(found / scale, truth / scale, rtol=0, atol=1e-10, equal_nan=True):
-                return None
-            programs.append(program)
+                program = Program(build, nx + nu + 1, limit=RECORDED_OPERATIONS)
+                for t in (0.0, PROBE_TIME, 10 * PROBE_TIME):
+                    if not self._agrees(program, original, x, u, t):
+                        return None
+                programs.append(program)
+        # any failure here only means that the plant is evaluated on tensors
+        except Exception:
+            return None
         return Record(*self._record, *programs)
+
+    def _probes(self):
+        """Points at which a record is compared: in the region, well outside, at its corners, and at rest."""
+        region = self.operating_region
+        x, u = region.sample(24, seed=3)
+        far_x, far_u = (c + 3 * (z - c) for z, c in ((x, region.state_centre), (u, region.input_centre)))
+        rest_x, rest_u = (np.zeros((1, z.shape[1])) for z in (x, u))
+        return (
+            np.concatenate([x, far_x, rest_x, 0 * x[:4], region.state_lower[None], region.state_upper[None]]),
+            np.concatenate([u, far_u, rest_u, u[:4], region.input_lower[None], region.input_upper[None]]),
+        )
+
+    def _agrees(self, program, original, x, u, t):
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            value, *jacobians = (part.numpy() for part in original(x, u, t))
+            truth = np.concatenate([value, np.concatenate(jacobians, axis=2).reshape(len(x), -1)], axis=1)
+            alone = np.array([program.on_floats(*a, *b, t) for a, b in zip(x.tolist(), u.tolist(), strict=True)])
+            columns = program.on_arrays(*x.T.copy(), *u.T.copy(), t)
+            together = np.array([np.broadcast_to(c, len(x)) for c in columns]).T
+        known = np.isfinite(truth)
+        scale = np.max(np.abs(truth), axis=0, initial=np.finfo(float).tiny, where=known)
+        near = np.maximum(np.abs(truth), scale)  # far points may be larger than the rest by orders of magnitude
+        return all(
+            (np.isfinite(found) == known).all() and (np.abs(found - truth)[known] <= 1e-10 * near[known]).all()
+            for found in (alone, together)
+        )
 
     def _alone(self, first, x, u, t):
         """Value and Jacobian at one point on floats, a call in place of one for each operation; None elsewhere."""
@@ -266,6 +288,8 @@ class StateSpaceModel:
             return None
         n, z = (self.noutputs if first else self.nstates), (*x[0].tolist(), *u[0].tolist(), float(t))
         found = np.array((record.output_program if first else record.step_program).on_floats(*z))
+        if not np.isfinite(found).all():
+            return None
         return torch.from_numpy(found[:n]), torch.from_numpy(found[n:]).reshape(n, self.nstates + self.ninputs)
 
     def _flatten(self, x, u):
@@ -325,8 +349,8 @@ def discretize(
 
     Linear continuous plants are sampled exactly; nonlinear ones are integrated with a fixed
     step. Inputs are held constant over a sample (zero-order hold): data, filters and observers
-    all go through this one map. Parameters are those stored in the system, frozen; inside an
-    interconnection each block keeps its own, also where names repeat.
+    all go through this one map. Parameters are those stored in the system, frozen, and so is what its functions
+    close over; inside an interconnection each block keeps its own, also where names repeat.
 
     Parameters
     ----------
@@ -442,7 +466,7 @@ def discretize(
         def at(dt):
             if not continuous:
                 return dict(_step=flow.rhs, _record=flow.recorded)
-            substeps = math.ceil(dt / longest - 1e-9)
+            substeps = max(1, math.ceil(dt / longest - 1e-9))
             step, record = (sampled(rhs, dt, method, substeps) for rhs in (flow.rhs, flow.recorded[0]))
             return dict(_step=step, _record=(record, flow.recorded[1]))
 

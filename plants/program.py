@@ -17,7 +17,7 @@ import numpy as np
 
 from plants.tracing import MATH_TO_NUMPY, rebind
 
-LARGEST = 100_000
+LARGEST = 60_000
 """Operations on a record; more would take seconds and gain nothing."""
 
 
@@ -32,7 +32,7 @@ _UNARY = {
     "sign": ("(copysign(1.0, {0}) if {0} else 0.0)", "sign({0})", lambda x, v: 0.0),
     "floor": ("floor({0})", "floor({0})", lambda x, v: 0.0),
     "ceil": ("ceil({0})", "ceil({0})", lambda x, v: 0.0),
-    "not": ("(not {0})", "~{0}", lambda x, v: 0.0),
+    "not": ("(not {0})", "logical_not({0})", lambda x, v: 0.0),
     "sqrt": ("sqrt({0})", "sqrt({0})", lambda x, v: 0.5 / v),
     "exp": ("exp({0})", "exp({0})", lambda x, v: v),
     "expm1": ("expm1({0})", "expm1({0})", lambda x, v: v + 1.0),
@@ -59,14 +59,10 @@ _BINARY = {
     "mul": ("{0} * {1}", "{0} * {1}", lambda a, b, v: (b, a)),
     "div": ("{0} / {1}", "{0} / {1}", lambda a, b, v: (1.0 / b, -v / b)),
     "mod": ("{0} % {1}", "{0} % {1}", lambda a, b, v: (1.0, -apply("floor", a / b))),
-    "pow": ("pow({0}, {1})", "power({0}, {1})", lambda a, b, v: (b * a ** (b - 1.0), v * apply("log", a))),
+    "pow": ("pow({0}, {1})", "power({0}, {1})", lambda a, b, v: _powers(a, b, v)),
     "arctan2": ("atan2({0}, {1})", "arctan2({0}, {1})", lambda a, b, v: _turns(a, b)),
     "hypot": ("hypot({0}, {1})", "hypot({0}, {1})", lambda a, b, v: (a / v, b / v)),
-    "copysign": (
-        "copysign({0}, {1})",
-        "copysign({0}, {1})",
-        lambda a, b, v: (apply("sign", a) * apply("sign", b), 0.0),
-    ),
+    "copysign": ("copysign({0}, {1})", "copysign({0}, {1})", lambda a, b, v: _signs(a, b)),
     "minimum": ("({0} if {0} < {1} else {1})", "minimum({0}, {1})", lambda a, b, v: _shares(a < b, a > b)),
     "maximum": ("({0} if {0} > {1} else {1})", "maximum({0}, {1})", lambda a, b, v: _shares(a > b, a < b)),
 }
@@ -75,13 +71,24 @@ _COMPARISON = {name: f"{{0}} {sign} {{1}}" for name, sign in _SIGNS.items()}
 _COMPARISON |= {"and": "{0} & {1}", "or": "{0} | {1}"}
 _SOURCE = {name: entry[:2] for name, entry in (_UNARY | _BINARY).items()}
 _SOURCE |= {name: (f"({source})", f"({source})") for name, source in _COMPARISON.items()}
+_TRUTHS = {*_COMPARISON, "not"}
 _SOURCE["select"] = ("({1} if {0} else {2})", "where({0}, {1}, {2})")
 _MATH = {name: getattr(math, name) for name in dir(math) if not name.startswith("_")} | {"abs": abs}
 _NUMPY = {
     name: getattr(np, name)
-    for name in (*_UNARY, "power", "arctan2", "hypot", "copysign", "minimum", "maximum", "where")
+    for name in (*_UNARY, "power", "arctan2", "hypot", "copysign", "minimum", "maximum", "where", "logical_not")
     if hasattr(np, name)
 } | {"inf": np.inf, "nan": np.nan}
+
+
+def _powers(a, b, v):
+    """Differentiate a power; by the exponent zero at base zero, as torch has it."""
+    return b * a ** (b - 1.0), v * apply("log", select(apply("eq", a, 0.0), 1.0, a))
+
+
+def _signs(a, b):
+    """Differentiate a copysign, also where b is zero."""
+    return apply("sign", a) * apply("copysign", 1.0, b), 0.0
 
 
 def _turns(a, b):
@@ -161,8 +168,8 @@ for _name in _UNARY:  # an array of objects calls the method of that name
 
 
 class _Tape:
-    def __init__(self):
-        self.nodes, self.known = [], {}
+    def __init__(self, limit):
+        self.nodes, self.known, self.limit = [], {}, limit
 
 
 _FOLD = {
@@ -174,8 +181,40 @@ _FOLD = {
 }
 
 
+def is_truth(value) -> bool:
+    """Whether a value is the outcome of a comparison, which is no number."""
+    if not isinstance(value, Scalar):
+        return isinstance(value, bool | np.bool_)
+    return value.operation in _TRUTHS or (value.operation == "select" and all(map(is_truth, value.arguments[1:])))
+
+
+def as_number(value):
+    """Turn the outcome of a comparison into 1.0 or 0.0."""
+    return select(value, 1.0, 0.0) if is_truth(value) and isinstance(value, Scalar) else value
+
+
+def _prepared(operation, arguments):
+    """Arguments with truths where they are meant and numbers where they are not."""
+    if operation in ("not", "and", "or"):
+        if not all(is_truth(a) for a in arguments):
+            raise NotRecordable(f"{operation} of a number")
+        return arguments
+    condition, values = (arguments[:1], arguments[1:]) if operation == "select" else ((), arguments)
+    if condition and not is_truth(condition[0]):
+        condition = (apply("ne", condition[0], 0.0),)
+    truths = [is_truth(v) for v in values]
+    if operation == "select" and all(truths):
+        raise NotRecordable("a choice between truths")
+    if all(truths) and operation not in ("eq", "ne"):
+        raise NotRecordable(f"{operation} of truths, which NumPy takes for logic")
+    return (*condition, *(as_number(v) for v in values))
+
+
 def apply(operation: str, *arguments):
     """Record an operation, or evaluate it where nothing is variable; trivial ones are left out."""
+    arguments = tuple(a.item() if isinstance(a, np.ndarray) and a.ndim == 0 else a for a in arguments)
+    if any(isinstance(a, Scalar) for a in arguments):
+        arguments = _prepared(operation, arguments)
     arguments = tuple(a if isinstance(a, Scalar) else _constant(a) for a in arguments)
     variable = [a for a in arguments if isinstance(a, Scalar)]
     if not variable:
@@ -186,8 +225,8 @@ def apply(operation: str, *arguments):
     tape = variable[0].tape
     key = (operation, *(a.index if isinstance(a, Scalar) else (a, math.copysign(1, a)) for a in arguments))
     if key not in tape.known:
-        if len(tape.nodes) >= LARGEST:
-            raise NotRecordable(f"more than {LARGEST} operations")
+        if len(tape.nodes) >= tape.limit:
+            raise NotRecordable(f"more than {tape.limit} operations")
         tape.known[key] = Scalar(tape, operation, arguments)
     return tape.known[key]
 
@@ -295,6 +334,13 @@ def _inverse(matrix):
     return cofactors / (matrix[0] @ cofactors[:, 0])
 
 
+def _norm(x):
+    """Euclidean norm; its derivative at the origin is zero, as torch has it."""
+    square = sum(v * v for v in np.ravel(np.asarray(x, dtype=object)))
+    positive = apply("gt", square, 0.0)
+    return select(positive, apply("sqrt", select(positive, square, 1.0)), 0.0)
+
+
 def _clip(x, low=None, high=None, **kwargs):
     low, high = kwargs.pop("min", low), kwargs.pop("max", high)
     low, high = kwargs.pop("a_min", low), kwargs.pop("a_max", high)
@@ -377,7 +423,7 @@ _SHIM.__dict__.update(_REPLACEMENTS)
 _SHIM.linalg = types.ModuleType("linalg_recorded")
 _SHIM.linalg.inv = lambda matrix: _inverse(np.asarray(matrix, dtype=object))
 _SHIM.linalg.solve = lambda matrix, right: _inverse(np.asarray(matrix, dtype=object)) @ np.asarray(right, dtype=object)
-_SHIM.linalg.norm = lambda x: apply("sqrt", sum(v * v for v in np.ravel(np.asarray(x, dtype=object))))
+_SHIM.linalg.norm = _norm
 _MATH_NAMES = {name: _REPLACEMENTS[f.__name__] for name, f in MATH_TO_NUMPY.items() if f.__name__ in _REPLACEMENTS}
 _MATH_SHIM = types.ModuleType("math_recorded")
 _MATH_SHIM.__dict__.update({k: v for k, v in vars(math).items() if not k.startswith("__")} | _MATH_NAMES)
@@ -389,7 +435,7 @@ _REBOUND |= {id(getattr(math, name)): function for name, function in _MATH_NAMES
 
 def recordable(function: Callable) -> Callable:
     """Copy a function written for NumPy so that it runs on :class:`Scalar` objects."""
-    return rebind(function, {}, _REBOUND, float_=lambda value=0.0: value)
+    return rebind(function, {}, _REBOUND, float_=lambda value=0.0: as_number(value))
 
 
 def derivatives(values: Sequence, by: Sequence[Scalar]) -> np.ndarray:
@@ -464,6 +510,8 @@ class Program:
         Called with `count` Scalars; returns a flat list of Scalars and floats.
     count : int
         Number of inputs.
+    limit : int
+        Most operations on the record.
 
     Raises
     ------
@@ -471,8 +519,8 @@ class Program:
         `build` does something that is not arithmetic, or too much of it.
     """
 
-    def __init__(self, build: Callable, count: int):
-        tape = _Tape()
+    def __init__(self, build: Callable, count: int, limit: int = LARGEST):
+        tape = _Tape(limit)
         inputs = [Scalar(tape, "input", ()) for _ in range(count)]
         self.outputs = [v if isinstance(v, Scalar) else _constant(v) for v in build(*inputs)]
         self._nodes = _reachable(self.outputs)
@@ -523,4 +571,5 @@ class Program:
 
     def on_arrays(self, *values) -> tuple:
         """Run on arrays of one shape and floats, elementwise; warnings are the caller's to silence."""
-        return self._on_arrays(*values)
+        # a Python float would bring its own logic and its own division by zero
+        return self._on_arrays(*(v if isinstance(v, np.ndarray) else np.float64(v) for v in values))
