@@ -68,7 +68,9 @@ def consistency(estimator: GaussianFilter, dataset: xr.Dataset, *, x0=None, P0=N
     shape = (len(lags), w.shape[2])
     pairs = np.array([(measured[:, lag:] & measured[:, :-lag]).sum((0, 1)) for lag in lags]).reshape(shape)
     products = np.array([(w[:, lag:] * w[:, :-lag]).sum((0, 1)) for lag in lags]).reshape(shape)
-    # a product of two independent standard normal numbers has variance 1; one level for all lags and outputs together
+    # of independent numbers the correlation has variance 1 / pairs; one level for all lags and outputs together
+    power = np.square(w).sum((0, 1)) / np.maximum(measured.sum((0, 1)), 1)
+    products = products / np.where(power > 0, power, 1.0)
     some = pairs > 0
     each = 1 - (1 - level) / max(some.sum(), 1)
     count = np.where(some, pairs, np.nan)

@@ -121,7 +121,7 @@ class LuenbergerObserver:
             raise ValueError(f"poles {poles} cannot be placed, is the plant observable? {error}") from error
         gain = unit[:, None] * gain
         found = np.linalg.eigvals(A - gain @ C)
-        if np.abs(np.sort_complex(found) - np.sort_complex(poles.astype(complex))).max() > 1e-6:
+        if np.abs(np.poly(found) - np.poly(poles)).max() > 1e-6:  # sorting would pair them by their rounding
             raise ValueError(f"poles {poles} cannot be placed, is the plant observable? Got {found}")
         return cls(model, gain, form="predictor")
 

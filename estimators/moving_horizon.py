@@ -105,7 +105,7 @@ class MovingHorizonEstimator:
         """
         if not isinstance(state, HorizonState):
             raise TypeError(f"state must be the HorizonState of init or step, got {type(state).__name__}")
-        u, y = check_measurement(self.model, u, y)
+        u, y = (part.clone() for part in check_measurement(self.model, u, y))  # they stay in the window
         lead = torch.broadcast_shapes(state.states.shape[:-2], u.shape[:-1], y.shape[:-1])
         inputs, measurements = (*state.inputs, u.expand(*lead, -1)), (*state.measurements, y.expand(*lead, -1))
         arrival = GaussianState(
@@ -185,8 +185,8 @@ class MovingHorizonEstimator:
         found = scipy.optimize.least_squares(
             residuals, guess.ravel(), jacobian, bounds=limits, xtol=1e-10, ftol=1e-12, gtol=1e-10, x_scale=1.0
         )
-        if not np.isfinite(found.x).all():
-            raise ValueError(f"the search over {N} states from the arrival {prior.tolist()} left the finite numbers")
+        if not found.success or not np.isfinite(found.x).all():
+            raise ValueError(f"the search over {N} states from {prior.tolist()} failed: {found.message}")
         return wrap(torch.from_numpy(found.x.reshape(N, nx) * unit), angles)
 
     def _advance(self, arrival, at, u, y):

@@ -111,6 +111,8 @@ def observability(
     unit = torch.where(largest > 0, largest, 1.0)
     if output_scale is not None:
         unit = as_tensor(output_scale, "output_scale", model.noutputs)
+        if not bool((unit > 0).all()):
+            raise ValueError(f"output_scale must be positive, got {unit.tolist()}")
     rows = (slopes / unit).reshape(nx, -1).numpy() / np.sqrt(steps)
     directions, values, _ = np.linalg.svd(rows, full_matrices=True)
     values = np.concatenate([values, np.zeros(nx - len(values))])

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from estimators.base import Estimate, check_measurement, check_record, stack_steps
-from estimators.gaussian.state import start_factor
+from estimators.gaussian.state import input_noise, start_factor
 from plants.angles import wrap
 from plants.arrays import covariance_factor
 from plants.model import StateSpaceModel
@@ -57,8 +57,7 @@ class _Sampled(ABC):
             raise ValueError(f"particles must be an integer of at least 2, got {particles!r}")
         self.model, self.noise, self.count, self.seed = model, noise, particles, int(seed)
         self._process_factor = torch.from_numpy(covariance_factor(noise.process_cov))
-        noisy = noise.input_cov is not None
-        self._input_factor = torch.from_numpy(covariance_factor(noise.input_cov)) if noisy else None
+        self._input_factor, _ = input_noise(model, noise)
 
     def _normal(self, step: int, purpose: int, size: int) -> torch.Tensor:
         return torch.from_numpy(np.random.default_rng([self.seed, step, purpose]).standard_normal((self.count, size)))
@@ -116,7 +115,7 @@ class _Sampled(ABC):
         before, before_cov = self._moments(state)
         inputs = u[..., None, :]
         if self._input_factor is not None:
-            inputs = inputs + self._normal(state.step, 3, self.model.ninputs) @ self._input_factor.mT
+            inputs = inputs + self._normal(state.step, 3, self._input_factor.shape[-1]) @ self._input_factor.mT
         corrected, innovation, likelihood = self._correct(state, inputs, y)
         after, after_cov = self._moments(corrected)
         chosen = self._resample(corrected)

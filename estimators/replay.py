@@ -34,7 +34,7 @@ class Replay:
     estimator : Estimator
         Any filter or observer.
     lag : int
-        The longest delay, in samples.
+        The longest delay, in samples: with 1, a measurement of the instant before the last step.
 
     Raises
     ------
@@ -55,8 +55,9 @@ class Replay:
 
     def step(self, state: ReplayState, u, y) -> tuple[ReplayState, Estimate]:
         """Use what has arrived of instant k; see the estimator's own ``step``."""
+        u, y = (part.clone() for part in check_measurement(self.model, u, y))  # a caller may use its arrays again
         following, estimate = self.estimator.step(state.now, u, y)
-        return ReplayState(following, (*state.past, (state.now, u, y))[-self.lag :]), estimate
+        return ReplayState(following, (*state.past, (state.now, u, y))[-self.lag - 1 :]), estimate
 
     def late(self, state: ReplayState, y, *, delay: int, sensor=None) -> ReplayState:
         """Take in a measurement made `delay` steps before the last step.
@@ -92,7 +93,6 @@ class Replay:
             raise ValueError(f"sensor must name different outputs of {list(labels)}, got {names}")
         at = len(state.past) - 1 - delay
         belief, u, early = state.past[at]
-        _, early = check_measurement(self.model, u, early)
         y = as_tensor(y, "y", len(names), finite=False)
         late = y.new_full((*y.shape[:-1], len(labels)), torch.nan)
         late[..., [labels.index(name) for name in names]] = y

@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 from estimators.base import Estimate, Estimator
 from estimators.gaussian.filter import GaussianFilter
 from estimators.gaussian.smoother import smooth_sequence
+from plants.angles import wrap
 from plants.arrays import as_covariance, as_tensor
 from plants.schema import to_tensors, validate
 
@@ -17,10 +18,9 @@ SCHEMA = "contracting-observers estimates 1"
 
 
 LEAST, SHARE, LOST = 50, 0.4, 25.0
-"""A filter has diverged where more than `SHARE` of the measurements in the second half of its record, at least `LEAST`,
-have a normalised innovation squared per channel above `LOST`: innovations five times as large as its covariance says.
-Outliers in a tenth of the samples, or an R too small by 16, stay below that; a filter that follows something else
-does not."""
+"""A filter may have diverged where more than `SHARE` of the measurements in the second half of its record, at least
+`LEAST`, have a normalised innovation squared per channel above `LOST`: five times what its covariance says. It has, if
+it also predicts them worse than the last measurement would: a filter whose covariances are only too small does not."""
 
 
 def run(
@@ -62,10 +62,10 @@ def run(
     Warns
     -----
     UserWarning
-        The estimator diverged: its estimates stopped being finite, or more than 40 % of the measurements in the second
-        half of the record lie beyond five times what its covariance says, so that it follows something else. The first
-        trajectory and time step are named; estimates are NaN from there on. A trajectory without any measurement is
-        named too.
+        The estimator diverged: its estimates stopped being finite, or in the second half of the record more than 40 %
+        of the measurements lie beyond five times what its covariance says and it predicts them worse than the
+        measurement before would. The first trajectory and time step are named; estimates are NaN from there on. A
+        trajectory without any measurement is named too.
     """
     estimate = estimate_batch(estimator, dataset, x0=x0, P0=P0, Q=Q, R=R, progress=progress)
     dims = ("trajectory", "time", "state")
@@ -99,11 +99,16 @@ def estimate_batch(
     estimate = estimator.estimate_sequence(state, u, y, **extra)
     lost = ~torch.isfinite(estimate.predicted).all(dim=-1)
     if estimate.innovation is not None:
-        lost |= _lost_track(estimate.innovation, measured)
+        suspect = _beyond(estimate.innovation, measured)
+        which = suspect.any(1).nonzero().flatten()
+        if len(which):
+            worse = _worse_than_persistence(estimator.model, estimate.predicted[which], u[which], y[which])
+            suspect[which[~worse]] = False
+        lost |= suspect
     return _without(estimate, _warn_where(name, lost))
 
 
-def _lost_track(innovation: torch.Tensor, measured: torch.Tensor) -> torch.Tensor:
+def _beyond(innovation: torch.Tensor, measured: torch.Tensor) -> torch.Tensor:
     """(trajectory, time) bool: from where on most innovations are too large, if they still are at the end."""
     channels = measured.sum(-1)
     taken = (channels > 0).long()
@@ -115,6 +120,18 @@ def _lost_track(innovation: torch.Tensor, measured: torch.Tensor) -> torch.Tenso
     since = most[:, : middle + 1].flip(1).long().cumprod(1).sum(1, keepdim=True)
     instants = torch.arange(measured.shape[1])
     return (beyond > 0) & (instants > middle - since) & lost[:, None]
+
+
+def _worse_than_persistence(model, predicted, u, y) -> torch.Tensor:
+    """(trajectory,) bool: whether the last measurement of a channel predicts the next better, in the second half."""
+    expected = [model.output(predicted[:, k], u[:, k], k * model.dt) for k in range(y.shape[1])]
+    errors = [wrap(y - torch.stack(expected, 1), model.output_is_angle)]
+    before = y.clone()
+    for k in range(1, y.shape[1]):
+        before[:, k] = torch.where(torch.isnan(y[:, k]), before[:, k - 1], y[:, k])
+    errors.append(wrap(y - torch.cat([y[:, :1], before[:, :-1]], 1), model.output_is_angle))
+    own, persistence = (torch.nan_to_num(e[:, y.shape[1] // 2 :]).square().sum(1) for e in errors)
+    return (own > persistence).any(1)
 
 
 def _without(estimate: Estimate, lost: torch.Tensor) -> Estimate:

@@ -3,11 +3,11 @@
 import math
 from collections.abc import Mapping
 
+import numpy as np
+import scipy.optimize
 import torch
 
 from plants.model import StateSpaceModel
-
-SWEEPS = 200
 
 
 def as_bounds(bounds: Mapping | None, model: StateSpaceModel) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -33,7 +33,9 @@ def as_bounds(bounds: Mapping | None, model: StateSpaceModel) -> tuple[torch.Ten
 def project(mean: torch.Tensor, factor: torch.Tensor, bounds) -> torch.Tensor:
     """Return the likeliest state within bounds: argmin (z - mean)' P^-1 (z - mean), lower <= z <= upper.
 
-    Hildreth's dual ascent, z = mean + P m with one multiplier a state: P is never inverted and may be singular.
+    With z = mean + S w and P = S S' it is the shortest w with G w >= h, solved exactly as nonnegative least squares
+    (Lawson and Hanson, Solving Least Squares Problems, ch. 23): P is never inverted and may be singular. Only the
+    trajectories that leave their bounds are looked at, one by one.
 
     Parameters
     ----------
@@ -50,22 +52,28 @@ def project(mean: torch.Tensor, factor: torch.Tensor, bounds) -> torch.Tensor:
     if bounds is None:
         return mean
     lower, upper = (b.to(mean.dtype) for b in bounds)
-    if bool(((lower <= mean) & (mean <= upper)).all()):
+    outside = ((mean < lower) | (mean > upper)).any(-1)
+    if not bool(outside.any()):
         return mean
-    P = factor @ factor.mT
-    limited = [i for i in range(len(lower)) if lower[i] > -math.inf or upper[i] < math.inf]
-    z, multipliers = mean.clone(), torch.zeros_like(mean)
-    deviation = P.diagonal(dim1=-2, dim2=-1).sqrt()
-    for _ in range(SWEEPS):
-        moved = torch.zeros_like(mean[..., 0])
-        for i in limited:
-            variance = P[..., i, i]
-            free = z[..., i] - variance * multipliers[..., i]
-            wanted = (free.clamp(lower[i], upper[i]) - free) / torch.where(variance > 0, variance, 1.0)
-            change = torch.where(variance > 0, wanted - multipliers[..., i], torch.zeros_like(free))
-            z = z + change[..., None] * P[..., :, i]
-            multipliers[..., i] += change
-            moved = torch.maximum(moved, change.abs() * deviation[..., i])
-        if not bool((moved > 1e-12).any()):
-            break
-    return torch.minimum(torch.maximum(z, lower), upper)
+    found = mean.clone()
+    found[outside] = torch.stack(
+        [
+            _nearest(m.double().numpy(), S.double().numpy(), lower.double().numpy(), upper.double().numpy())
+            for m, S in zip(mean[outside], factor.expand(*mean.shape, mean.shape[-1])[outside], strict=True)
+        ]
+    ).to(mean.dtype)
+    return torch.minimum(torch.maximum(found, lower), upper)
+
+
+def _nearest(m, S, lower, upper):
+    sides = [(i, 1.0, lower[i] - m[i]) for i in range(len(m)) if lower[i] > -math.inf]
+    sides += [(i, -1.0, m[i] - upper[i]) for i in range(len(m)) if upper[i] < math.inf]
+    deviation = np.linalg.norm(S, axis=1)
+    # a state that is known exactly cannot be moved by the others
+    sides = [(i, sign / deviation[i], h / deviation[i]) for i, sign, h in sides if deviation[i] > 0]
+    G, h = np.array([scale * S[i] for i, scale, _ in sides]), np.array([h for *_, h in sides])
+    E = np.vstack([G.T, h])
+    target = np.append(np.zeros(len(m)), 1.0)
+    multipliers, _ = scipy.optimize.nnls(E, target)
+    residual = E @ multipliers - target
+    return torch.from_numpy(m + S @ (-residual[:-1] / residual[-1]))

@@ -43,10 +43,12 @@ def triangular(rows: np.ndarray) -> np.ndarray:
         alpha = W[i, i]
         norm = apply("sqrt", sum((W[i, k] * W[i, k] for k in others), alpha * alpha))
         beta = -apply("copysign", norm, alpha)
-        head = alpha - beta
         # a row of zeros is left alone: its reflection would divide by zero
-        scale = select(norm > 0.0, 1.0 / select(norm > 0.0, norm * apply("abs", head), 1.0), 0.0)
-        vector = {i: head, **{k: W[i, k] for k in others}}
+        some = apply("gt", norm, 0.0)
+        head = select(some, alpha - beta, 1.0)
+        scale = select(some, apply("abs", head) / select(some, norm, 1.0), 0.0)
+        inverse = 1.0 / head
+        vector = {i: 1.0, **{k: W[i, k] * inverse for k in others}}
         for j in range(i + 1, n):
             product = sum((v * W[j, k] for k, v in vector.items()), 0.0)
             if _is_zero(product):
@@ -234,21 +236,31 @@ class FilterPrograms:
 
     def _constant(self, matrix: torch.Tensor, which: str) -> list:
         """`entries` of a factor that is the same object step after step."""
-        if self._known.get(which, (None,))[0] is not matrix:
-            self._known[which] = matrix, self.entries(matrix, which)
-        return self._known[which][1]
+        known = self._known.get(which)
+        if known is None or known[0] is not matrix:
+            known = self._known[which] = matrix, self.entries(matrix, which)
+        return known[1]
 
-    def corrected(self, state, u: list, y: list, noise: torch.Tensor) -> tuple[tuple, Estimate] | None:
-        """Correct one trajectory: the flat outcome, and the estimate. None where the numbers stop being finite."""
-        nx, _, ny = self.sizes
+    def _correct_alone(self, state, u, y, noise):
+        """Flat outcome of a correction on floats; None where the numbers stop being finite."""
         correct = self.correct_some if any(v != v for v in y) else self.correct
         mean, factor = state.mean.tolist(), self.entries(state.factor, "state")
         found = correct.on_floats(state.time, *u, *y, *mean, *factor, *self._constant(noise, "noise"))
-        if not math.isfinite(found[-1]):
+        # with a gate the likelihood may be finite where the innovation is not
+        return found if all(map(math.isfinite, found[-1 - self.sizes[2] :])) else None
+
+    def _predict_alone(self, t, u, mean, factor, process):
+        nx = self.sizes[0]
+        after = np.array(self.predict.on_floats(t, *u, *mean, *factor, *self._constant(process, "process")))
+        if not np.isfinite(after).all():
             return None
+        return torch.from_numpy(after[:nx]), torch.from_numpy(after[nx:].reshape(nx, nx))
+
+    def _estimate(self, state, found):
+        nx, _, ny = self.sizes
         square, now = nx * nx, np.array(found)
         ends = (nx, nx + square, nx + 2 * square, nx + 3 * square, nx + 3 * square + ny)
-        return found, Estimate(
+        estimate = Estimate(
             state.mean,
             torch.from_numpy(now[:nx]),
             torch.from_numpy(now[ends[1] : ends[2]].reshape(nx, nx)),
@@ -256,13 +268,25 @@ class FilterPrograms:
             torch.from_numpy(now[ends[3] : ends[4]]),
             torch.tensor(found[-1], dtype=torch.float64),
         )
+        return estimate, torch.from_numpy(now[nx : ends[1]].reshape(nx, nx))
 
-    def predicted(self, t: float, u: list, belief, process: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Advance one trajectory from a flat (mean, factor, ...): mean and factor."""
-        nx = self.sizes[0]
-        Q = self._constant(process, "process")
-        after = np.array(self.predict.on_floats(t, *u, *belief[:nx], *self._entries(belief), *Q))
-        return torch.from_numpy(after[:nx]), torch.from_numpy(after[nx:].reshape(nx, nx))
+    def corrected(self, state, u: list, y: list, noise: torch.Tensor) -> tuple[Estimate, torch.Tensor] | None:
+        """Correct one trajectory: the estimate and its factor. None where the numbers stop being finite."""
+        found = self._correct_alone(state, u, y, noise)
+        return None if found is None else self._estimate(state, found)
+
+    def predicted(self, state, u: list, process: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Advance one trajectory: mean and factor. None where the numbers stop being finite."""
+        factor = self.entries(state.factor, "state")
+        return self._predict_alone(state.time, u, state.mean.tolist(), factor, process)
+
+    def step(self, state, u: list, y: list, process, noise) -> tuple[torch.Tensor, torch.Tensor, Estimate] | None:
+        """Correct and advance one trajectory: mean, factor, estimate. None where the numbers stop being finite."""
+        found = self._correct_alone(state, u, y, noise)
+        if found is None:
+            return None
+        following = self._predict_alone(state.time, u, found[: self.sizes[0]], self._entries(found), process)
+        return None if following is None else (*following, self._estimate(state, found)[0])
 
     def sequence(self, state, u, y, process, noise, steps: Callable) -> Estimate | None:
         """Filter records.
@@ -321,8 +345,10 @@ class FilterPrograms:
                         now[i] = value
                     following = predict(t, *inputs[k], *found[:nx], *self._entries(found), *Q[k])
                     mean, factor, t = following[:nx], self._entries(following), t + self.model.dt
-        if not np.isfinite(out[:, -1]).all():
-            return None
+            # what is not finite stays so: it shows in the innovations, or in the last belief
+            last = (*mean, *factor)
+            if not (np.isfinite(out[:, -1 - ny :, piece]).all() and all(np.isfinite(v).all() for v in last)):
+                return None
         # as views: time and trajectory change places without a copy
         whole = torch.from_numpy(out[..., 0] if alone else out.transpose(2, 0, 1))
         predicted, filtered, predicted_cov, filtered_cov, whitened, likelihood = whole.split(

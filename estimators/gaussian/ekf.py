@@ -29,14 +29,13 @@ class ExtendedKalmanFilter(GaussianFilter):
     """
 
     def _rules(self):
-        kept = ("_transition", "_correct", "_output")
-        ours = all(getattr(type(self), name) is getattr(ExtendedKalmanFilter, name) for name in kept)
+        ours = self._unchanged(ExtendedKalmanFilter, "_transition", "_correct", "_output")
         return Linearised() if ours else None
 
     def _transition(self, state, u, process, model):
         mean, A, B = model.step_jacobian(state.mean, u, state.time)
         if self._input_factor is not None:
-            inputs = B @ self._input_factor
+            inputs = B @ self.input_factor_over(model.dt)
             process = torch.cat([process.expand(*inputs.shape[:-1], -1), inputs.to(process.dtype)], dim=-1)
         return mean, A.to(self.dtype) @ state.factor, process
 

@@ -6,15 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from numbers import Real
 
-import numpy as np
-import scipy.stats
 import torch
 
 from estimators.base import Estimate, check_measurement, check_record, stack_steps
 from estimators.gaussian.bounds import as_bounds, project
-from estimators.gaussian.dispatch import alone, flattened, pattern_of, programs_for
+from estimators.gaussian.dispatch import alone, flattened, gate_thresholds, pattern_of, programs_for
 from estimators.gaussian.robust import student_correction
-from estimators.gaussian.state import GaussianState, check_state, start_factor
+from estimators.gaussian.state import GaussianState, check_state, input_noise, start_factor
 from estimators.gaussian.tuning import TuneResult, tune
 from estimators.gaussian.update import Correction, correct, triangular_factor
 from plants.angles import wrap
@@ -93,8 +91,6 @@ class GaussianFilter(ABC):
         self.inflation, self.dtype = inflation, dtype
         self.bounds = as_bounds(bounds, model)
         self._set_model(model)
-        quantiles = [] if gate is None else scipy.stats.chi2.ppf(gate, np.arange(1, model.noutputs + 1))
-        self._thresholds = torch.tensor([np.inf, *quantiles], dtype=dtype)  # by the number of channels
         self._set_noise(noise)
 
     def _set_model(self, model: StateSpaceModel) -> None:
@@ -102,7 +98,7 @@ class GaussianFilter(ABC):
 
     def _set_noise(self, noise: GaussianNoise) -> None:
         self.noise, self._programs = noise, {}  # the code holds the noise of the inputs
-        self._input_factor, self._noisy_output = _input_noise(self.model, noise)
+        self._input_factor, self._noisy_output = input_noise(self.model, noise)
         self._set_factors(
             torch.from_numpy(covariance_factor(noise.process_cov)),
             torch.from_numpy(covariance_factor(noise.measurement_cov)),
@@ -186,15 +182,30 @@ class GaussianFilter(ABC):
 
     def _predict(self, state, u, process, model):
         fast = alone(self, state, u, None, process, self._noise_factor, model)
-        if fast is not None:
-            belief = (*state.mean.tolist(), *state.factor.flatten().tolist())
-            return GaussianState(*fast[0].predicted(state.time, fast[1], belief, process), state.time + model.dt)
-        mean, moved, noise = (part.to(self.dtype) for part in self._transition(state, u, process, model))
-        factor = triangular_factor(torch.cat([moved, noise.expand(*moved.shape[:-1], noise.shape[-1])], dim=-1))
+        following = fast and fast[0].predicted(state, fast[1], process)
+        if following:
+            return GaussianState(*following, state.time + model.dt)
+        mean, moved, noise = self._moved(state, u, process, model)
+        factor = triangular_factor(torch.cat([moved, noise], dim=-1))
         if self.inflation != 1:
             factor = factor * self.inflation ** (model.dt / 2)
-        mean = project(wrap(mean, self._state_angles), factor, self.bounds)
+        mean = project(mean, factor, self.bounds)
         return GaussianState(mean, factor, state.time + model.dt)
+
+    def _moved(self, state, u, process, model):
+        """Mean of the next state, A S and N, all with the same leading dimensions."""
+        mean, moved, noise = (part.to(self.dtype) for part in self._transition(state, u, process, model))
+        lead = torch.broadcast_shapes(moved.shape[:-2], noise.shape[:-2])
+        mean, moved, noise = (
+            mean.expand(*lead, -1),
+            moved.expand(*lead, *moved.shape[-2:]),
+            noise.expand(*lead, *noise.shape[-2:]),
+        )
+        return wrap(mean, self._state_angles), moved, noise
+
+    def input_factor_over(self, dt: float) -> torch.Tensor | None:
+        """Factor of the inputs' noise, held over a sample of `dt`; white, as that of the process."""
+        return None if self._input_factor is None else self._input_factor * math.sqrt(self.model.dt / dt)
 
     def correct(self, state: GaussianState, y, u=None, *, sensor=None, R=None) -> GaussianState:
         """Use a measurement taken under input `u` of the same instant.
@@ -261,18 +272,14 @@ class GaussianFilter(ABC):
         factor = torch.from_numpy(covariance_factor(as_covariance(value, name, size, batch=True)))
         return triangular_factor(factor).to(self.dtype)
 
-    def _corrected(self, state, u, y, noise) -> tuple[GaussianState, torch.Tensor, Correction]:
-        """Belief and log-likelihood after a measurement, and the correction as it was without a gate."""
+    def _corrected(self, state, u, y, noise) -> tuple[GaussianState, torch.Tensor, torch.Tensor]:
+        """Belief after a measurement, log-likelihood of what was used, and whitened innovation of what was measured."""
         fast = alone(self, state, u, y, self._process_factor, noise, self.model)
         found = fast and fast[2] is not None and fast[0].corrected(state, *fast[1:], noise)
         if found:
-            flat, estimate = found
-            nx = self.model.nstates
-            factor = torch.tensor(flat[nx : nx + nx * nx], dtype=torch.float64).view(nx, nx)
-            channels = (~torch.isnan(y)).sum()
-            likelihood = estimate.log_likelihood
-            found = Correction(estimate.filtered, factor, likelihood, estimate.innovation, channels, None)
-            return GaussianState(found.mean, factor, state.time), likelihood, found
+            estimate, factor = found
+            belief = GaussianState(estimate.filtered, factor, state.time)
+            return belief, estimate.log_likelihood, estimate.innovation
         found = self._correct(state, u, y, noise)
         mean, factor, likelihood = found[:3]
         if (degrees := self.degrees_of_freedom) is not None:
@@ -280,12 +287,13 @@ class GaussianFilter(ABC):
                 lambda weighed: self._correct(state, u, y, weighed), found, noise, ~torch.isnan(y), degrees
             )
         if self.gate is not None:
-            used = found.whitened.square().sum(-1) <= self._thresholds[found.channels]
+            limits = torch.tensor(gate_thresholds(self.gate, self.model.noutputs), dtype=self.dtype)
+            used = found.whitened.square().sum(-1) <= limits[found.channels]
             mean = torch.where(used[..., None], mean, state.mean)
             factor = torch.where(used[..., None, None], factor, state.factor)
             likelihood = torch.where(used, likelihood, torch.zeros_like(likelihood))
         mean = project(wrap(mean, self._state_angles), factor, self.bounds)
-        return GaussianState(mean, factor, state.time), likelihood, found
+        return GaussianState(mean, factor, state.time), likelihood, found.whitened
 
     def _combine(self, state, innovation, output_rows, state_rows, noise):
         """Correction in the dtype of the belief; the arguments of :func:`estimators.gaussian.update.correct`."""
@@ -314,12 +322,9 @@ class GaussianFilter(ABC):
         """
         check_state(state)
         fast = alone(self, state, u, y, self._process_factor, self._noise_factor, self.model)
-        if fast is not None:
-            programs, inputs, measured = fast
-            found = measured and programs.corrected(state, inputs, measured, self._noise_factor)
-            if found:
-                following = programs.predicted(state.time, inputs, found[0], self._process_factor)
-                return GaussianState(*following, state.time + self.model.dt), found[1]
+        found = fast and fast[2] and fast[0].step(state, *fast[1:], self._process_factor, self._noise_factor)
+        if found:
+            return GaussianState(*found[:2], state.time + self.model.dt), found[2]
         u, y, noise = self._measured(y, u, None, None)
         return self._step(state, u, y, self._process_factor, noise)
 
@@ -327,9 +332,14 @@ class GaussianFilter(ABC):
         """Return how means and factors go through recorded functions, None where there is no such way."""
         return None
 
+    def _unchanged(self, cls, *names) -> bool:
+        """Whether no subclass of `cls` changes the arithmetic that the straight-line code repeats."""
+        shared = ("_predict", "_moved", "_corrected", "_combine", "_step", "_measured")
+        return all(getattr(type(self), name) is getattr(cls, name) for name in (*names, *shared))
+
     def _step(self, state, u, y, process, noise):
-        filtered, likelihood, found = self._corrected(state, u, y, noise)
-        estimate = Estimate(state.mean, filtered.mean, state.cov, filtered.cov, found.whitened, likelihood)
+        filtered, likelihood, whitened = self._corrected(state, u, y, noise)
+        estimate = Estimate(state.mean, filtered.mean, state.cov, filtered.cov, whitened, likelihood)
         return self._predict(filtered, u, process, self.model), estimate
 
     def estimate_sequence(
@@ -363,11 +373,13 @@ class GaussianFilter(ABC):
         """
         u, y = check_record(self.model, u, y)
         y = y.to(self.dtype)
-        lead = torch.broadcast_shapes(state.mean.shape[:-1], y.shape[:-2], self._process_factor.shape[:-2])
-        mean, factor = state.mean.expand(*lead, -1), state.factor.expand(*lead, -1, -1)
-        state = state._replace(mean=mean, factor=factor)
         process = self.factor_sequence(Q, "Q", y.shape[-2])
         noise = self.factor_sequence(R, "R", y.shape[-2])
+        lead = torch.broadcast_shapes(state.mean.shape[:-1], y.shape[:-2], process.shape[:-3], noise.shape[:-3])
+        mean, factor = state.mean.expand(*lead, -1), state.factor.expand(*lead, -1, -1)
+        state = state._replace(mean=mean, factor=factor)
+        if bool(torch.triu(factor, 1).any()):
+            factor = triangular_factor(factor)
         factors, given = (process, noise), (Q is not None, R is not None)
         patterns = (pattern_of(f) if g else own for own, g, f in zip(self._patterns, given, factors, strict=True))
         programs = programs_for(self, self.model, *patterns, state, u, y)
@@ -426,21 +438,3 @@ def _spread(values, channels, count, fill):
     whole = values.new_full((*values.shape[:-1], count), fill)
     whole[..., channels] = values
     return whole
-
-
-def _input_noise(model, noise):
-    """Factor of the inputs' covariance (noisy columns only) and whether the outputs see that noise at once."""
-    if noise.input_cov is None or not noise.input_cov.any():
-        return None, False
-    factor = torch.from_numpy(covariance_factor(noise.input_cov))
-    factor = factor[:, factor.any(0)]
-    x, u = (torch.from_numpy(a) for a in model.operating_region.sample(32, seed=2))
-    moves, shows = (J @ factor != 0 for J in (model.step_jacobian(x, u)[2], model.output_jacobian(x, u)[2]))
-    both = moves.any(1).any(0) & shows.any(1).any(0)
-    if bool(both.any()):
-        names = [label for label, row in zip(model.input_labels, factor[:, both], strict=True) if row.any()]
-        raise ValueError(
-            f"noise of the inputs {names} moves the states and shows in the outputs at the same instant, so process "
-            "and measurement noise would be correlated: use one input for each, or add a state between"
-        )
-    return factor, bool(shows.any())

@@ -7,7 +7,7 @@ import torch
 
 from estimators.gaussian.update import Correction
 
-ITERATIONS = 50
+ITERATIONS = 300
 
 
 def student_correction(
@@ -46,7 +46,7 @@ def student_correction(
         expected = residual + n / weight - W.square().sum((-2, -1)) / weight.square()
         before, weight = weight, (nu + n) / (nu + expected)
         found = weigh(noise / weight.sqrt()[..., None, None])
-        if bool(((weight - before).abs() <= 1e-10 * weight).all()):
+        if bool(((weight - before).abs() <= 1e-9 * weight).all()):
             break
     squared, half = first.whitened.square().sum(-1), (nu + n) / 2
     log_likelihood = (

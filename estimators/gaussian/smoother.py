@@ -1,7 +1,10 @@
 """Rauch-Tung-Striebel smoothing with the factors that the filters carry."""
 
+import math
+
 import torch
 
+from estimators.gaussian.bounds import project
 from estimators.gaussian.filter import GaussianFilter
 from estimators.gaussian.state import GaussianState
 from estimators.gaussian.update import triangular_factor
@@ -46,12 +49,10 @@ def smooth_sequence(
         filtered.append(state)
         if k == y.shape[1] - 1:
             break
-        following, moved, driven = (
-            part.to(estimator.dtype)
-            for part in estimator._transition(state, u[:, k], process[..., k, :, :], estimator.model)
-        )
-        following = wrap(following, angles)
-        driven = driven.expand(*moved.shape[:-1], driven.shape[-1])
+        following, moved, driven = estimator._moved(state, u[:, k], process[..., k, :, :], estimator.model)
+        if estimator.inflation != 1:  # an inflated prediction is one with more noise
+            more = math.sqrt(estimator.inflation**estimator.model.dt - 1)
+            driven = torch.cat([driven, more * triangular_factor(torch.cat([moved, driven], -1))], -1)
         array = torch.cat(
             [torch.cat([moved, driven], -1), torch.cat([state.factor, torch.zeros_like(driven)], -1)], dim=-2
         )
@@ -62,6 +63,7 @@ def smooth_sequence(
                 f"the covariance predicted at time step {k + 1} is singular, so the future does not determine "
                 "the past: give every state some process noise or start uncertainty"
             )
+        following = project(following, L, estimator.bounds)
         links.append((following, torch.linalg.solve_triangular(L, GL, upper=False, left=False), conditional))
         state = GaussianState(following, L, state.time + estimator.model.dt)
     mean, factor = filtered[-1].mean, filtered[-1].factor
@@ -70,6 +72,7 @@ def smooth_sequence(
         difference = wrap(mean - following, angles)
         mean = wrap(now.mean + (gain @ difference[..., None])[..., 0], angles)
         factor = triangular_factor(torch.cat([conditional, gain @ factor], dim=-1))
+        mean = project(mean, factor, estimator.bounds)
         means.append(mean)
         covs.append(now._replace(factor=factor).cov)
     return torch.stack(means[::-1], dim=1), torch.stack(covs[::-1], dim=1)

@@ -75,11 +75,10 @@ class UnscentedKalmanFilter(GaussianFilter):
         self._central = math.sqrt(central if self._centred else self.beta - self.alpha**2)
 
     def _rules(self):
-        kept = ("_points", "_transform", "_transition", "_correct")
-        ours = all(getattr(type(self), name) is getattr(UnscentedKalmanFilter, name) for name in kept)
+        ours = self._unchanged(UnscentedKalmanFilter, "_points", "_transform", "_transition", "_correct")
         return Unscented(self._spread, self._weight, self._central, self._centred) if ours else None
 
-    def _points(self, state, u):
+    def _points(self, state, u, dt):
         """Sigma points of state and, where they carry noise, inputs: (..., 2 n + 1, nstates) and their inputs."""
         # float64 also for a float32 belief: a small deviation would drown in the rounding of the mean
         mean, columns = state.mean.double(), self._spread * state.factor.double().mT
@@ -87,7 +86,7 @@ class UnscentedKalmanFilter(GaussianFilter):
         if self._input_factor is None:
             centre = mean[..., None, :]
             return torch.cat([centre, centre + columns, centre - columns], dim=-2), u
-        noisy = self._spread * self._input_factor.mT
+        noisy = self._spread * self.input_factor_over(dt).mT
         columns = torch.cat([columns, columns.new_zeros(*columns.shape[:-2], len(noisy), columns.shape[-1])], dim=-2)
         moves = torch.cat([noisy.new_zeros(self.model.nstates, noisy.shape[-1]), noisy])
         spread = torch.cat([0 * columns[..., :1, :], columns, -columns], dim=-2)
@@ -103,7 +102,7 @@ class UnscentedKalmanFilter(GaussianFilter):
         return values[..., 0, :] + shift, columns
 
     def _transition(self, state, u, process, model):
-        mean, columns = self._transform(model.step(*self._points(state, u), state.time), self._state_angles)
+        mean, columns = self._transform(model.step(*self._points(state, u, model.dt), state.time), self._state_angles)
         # columns of opposite points: half their difference goes with the state, half their sum does not
         count, n = columns.shape[-1] // 2, model.nstates
         odd = (columns[..., :count] - columns[..., count : 2 * count]) / math.sqrt(2)
@@ -113,7 +112,7 @@ class UnscentedKalmanFilter(GaussianFilter):
 
     def _correct(self, state, u, y, noise):
         expected, output_rows = self._transform(
-            self.model.output(*self._points(state, u), state.time), self._output_angles
+            self.model.output(*self._points(state, u, self.model.dt), state.time), self._output_angles
         )
         half = self._spread * math.sqrt(self._weight) * state.factor
         none = half.new_zeros(*half.shape[:-1], output_rows.shape[-1] // 2 - self.model.nstates)

@@ -52,6 +52,16 @@ def test_the_level_is_kept_over_many_repetitions():
     assert 43 <= inside <= 60 and 43 <= white <= 60
 
 
+def test_whiteness_does_not_depend_on_the_scale_of_the_covariances():
+    setting = plants.scenario("pendulum")
+    data = setting.simulate(100, 60, seed=6)
+    P0 = data["initial_cov"].values
+    for factor in (1 / 9, 9.0):
+        scaled = est.ExtendedKalmanFilter(setting.model, wrong(setting.noise, factor, factor))
+        found = est.consistency(scaled, data, P0=factor * P0)
+        assert found.attrs["innovations_white"] and not found.attrs["innovations_consistent"]
+
+
 def test_a_sensor_of_its_own_rate_is_judged_where_it_was_measured():
     setting = plants.scenario("quadruple_tank")
     data = setting.simulate(50, 60, seed=0)

@@ -41,6 +41,14 @@ class TestLuenberger:
         np.testing.assert_allclose(error, expected, atol=1e-10)
         assert observer.step(observer.init([0.0, 0.0]), [0.0], [1.0])[1].filtered is None
 
+    def test_poles_with_the_same_real_part_are_placed(self):
+        rng = np.random.default_rng(1)
+        A = 0.5 * rng.normal(size=(4, 4))
+        model = plants.discretize(ct.ss(A, np.zeros((4, 1)), rng.normal(size=(2, 4)), np.zeros((2, 1)), 1.0))
+        poles = np.array([0.5 + 0.3j, 0.5 - 0.3j, 0.5 + 0.1j, 0.5 - 0.1j])
+        closed = A - est.LuenbergerObserver.from_poles(model, poles).gain.numpy() @ model.matrices[2]
+        np.testing.assert_allclose(np.poly(closed), np.poly(poles), atol=1e-8)
+
     def test_units_do_not_matter_to_the_placement(self):
         """Field case O12: states of 1e-9 beside 1e6."""
         region = {"x[0]": (-5e-9, 5e-9), "x[1]": (-5e6, 5e6)}
@@ -180,5 +188,7 @@ class TestObservability:
             est.observability(model, perturbation=0)
         with pytest.raises(ValueError, match="state_scale must be positive"):
             est.observability(model, state_scale=[1.0, 0.0])
+        with pytest.raises(ValueError, match="output_scale must be positive"):
+            est.observability(model, output_scale=[0.0])
         with pytest.raises(ValueError, match=r"u \(1,\) or \(50, 1\)"):
             est.observability(model, u=np.zeros((3, 1)))

@@ -51,6 +51,18 @@ class TestO10NoiseThatChanges:
         np.testing.assert_allclose(found["filtered"][0, 1:, 0], self.X, rtol=FIELD_CASE)
         assert np.abs(found["filtered"][1, 1, 0] - self.X[0]) > 1e-3  # P0 was not scaled
 
+    def test_one_belief_meets_several_covariances(self):
+        estimator = est.KalmanFilter(walk(), Q=[1.0], R=[1.0])
+        state = estimator.init([0.0], [1.0])
+        found = estimator.correct(state, [1.0], [0.0], R=np.array([0.1, 0.2, 0.3])[:, None, None])
+        np.testing.assert_allclose(found.mean[:, 0], [1 / 1.1, 1 / 1.2, 1 / 1.3])
+        found = estimator.predict(state, [0.0], Q=np.array([1.0, 2.0])[:, None, None])
+        np.testing.assert_allclose(found.cov[:, 0, 0], [2.0, 3.0])
+        y, u = torch.ones(4, 1, dtype=torch.float64), torch.zeros(4, 1, dtype=torch.float64)
+        R = np.array([0.1, 0.2])[:, None, None, None] * np.ones((4, 1, 1))
+        record = estimator.estimate_sequence(state, u, y, R=R)
+        np.testing.assert_allclose(record.filtered[:, 0, 0], [1 / 1.1, 1 / 1.2])
+
     def test_bad_sequences(self):
         model = walk()
         data = plants.from_arrays(model, y=np.zeros((1, 4, 1)), u=np.zeros((1, 4, 1)))
@@ -98,6 +110,24 @@ class TestIrregularTimes:
 
         truth = scipy.integrate.solve_ivp(rhs, (0, 0.43), [1.0, 0.0], rtol=1e-10, atol=1e-12).y[:, -1]
         np.testing.assert_allclose(found.mean, truth, atol=2e-4)  # RK4 with steps of at most 0.05
+
+    def test_noise_of_an_input_is_white_whatever_the_steps(self):
+        """An integrator: ten steps of 0.1 gather as much variance as one of 1."""
+        model = plants.discretize(ct.ss([[0.0]], [[1.0]], [[1.0]], [[0.0]]), 1.0)
+        for kind in (est.KalmanFilter, est.UnscentedKalmanFilter):
+            estimator = kind(model, plants.GaussianNoise([0.0], [1.0], input_cov=[1.0]))
+            state = estimator.init([0.0], [0.0])
+            one = estimator.predict(state, [0.0])
+            for _ in range(10):
+                state = estimator.predict(state, [0.0], dt=0.1)
+            assert one.cov.item() == pytest.approx(1.0) and state.cov.item() == pytest.approx(1.0)
+
+    def test_the_rounding_of_time_stamps_is_no_error(self):
+        setting = plants.scenario("pendulum")
+        estimator = est.ExtendedKalmanFilter(setting.model, setting.noise)
+        state = estimator.init([0.1, 0.0], [1.0, 1.0])
+        after = estimator.predict(state, [0.0], dt=0.1 + 0.2 - 0.3)
+        torch.testing.assert_close(after.mean, state.mean)
 
     def test_time_does_not_go_backwards_and_a_discrete_plant_keeps_its_time(self):
         setting = plants.scenario("pendulum")
@@ -174,7 +204,20 @@ class TestSensors:
         for one, two in zip(on_time.now, late.now, strict=True):
             if isinstance(one, torch.Tensor):
                 torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
-        assert len(late.past) == 5
+        assert len(late.past) == 6
+
+    def test_a_caller_may_use_its_arrays_again(self):
+        setting = plants.scenario("pendulum")
+        y = setting.simulate(1, 8, seed=0)["y"].values[0]
+        results = []
+        for reuse in (True, False):
+            replay = est.Replay(est.ExtendedKalmanFilter(setting.model, setting.noise), lag=5)
+            state, buffer = replay.init([0.0, 0.0], [1.0, 1.0]), np.zeros(1)
+            for k in range(8):
+                buffer[:] = np.nan if k == 4 else y[k]
+                state, _ = replay.step(state, [0.0], buffer if reuse else buffer.copy())
+            results.append(replay.late(state, y[4], delay=3).now.mean)
+        torch.testing.assert_close(*results)
 
     def test_bad_replay(self):
         setting = plants.scenario("pendulum")
@@ -182,8 +225,8 @@ class TestSensors:
         state = replay.init([0.0, 0.0], [1.0, 1.0])
         for _ in range(5):
             state, _ = replay.step(state, [0.0], [0.1])
-        with pytest.raises(ValueError, match="delay must be an integer from 0 to 2"):
-            replay.late(state, [0.1], delay=3)
+        with pytest.raises(ValueError, match="delay must be an integer from 0 to 3"):
+            replay.late(state, [0.1], delay=4)
         with pytest.raises(ValueError, match="were measured already"):
             replay.late(state, [0.1], delay=1)
         with pytest.raises(ValueError, match="sensor must name"):
@@ -259,13 +302,14 @@ class TestBounds:
         rng = np.random.default_rng(0)
         lower, upper = np.array([0.0, -np.inf, -0.5, -np.inf]), np.array([np.inf, 0.3, 0.5, np.inf])
         factor = rng.normal(size=(40, 4, 4))
+        factor[20:, 1] = factor[20:, 0] + 0.05 * factor[20:, 1]  # strongly correlated
         mean = 2 * rng.normal(size=(40, 4))
         bounds = torch.from_numpy(lower), torch.from_numpy(upper)
         found = project(torch.from_numpy(mean), torch.from_numpy(factor), bounds).numpy()
         for m, S, z in zip(mean, factor, found, strict=True):
             W = np.linalg.inv(S)
-            best = scipy.optimize.lsq_linear(W, W @ m, bounds=(lower, upper), tol=1e-14)
-            assert np.sum((W @ (z - m)) ** 2) <= 2 * best.cost * (1 + 1e-6) + 1e-9
+            best = scipy.optimize.lsq_linear(W, W @ m, bounds=(lower, upper), method="bvls", tol=1e-14)
+            assert np.sum((W @ (z - m)) ** 2) <= 2 * best.cost * (1 + 1e-9) + 1e-9
             assert (z >= lower - 1e-12).all() and (z <= upper + 1e-12).all()
 
     @pytest.mark.parametrize("kind", KINDS)
@@ -377,6 +421,14 @@ class TestWhatIsSaid:
         assert np.isnan(found["filtered"][[0, 2], -1]).all() and np.isfinite(found["filtered"][1]).all()
         assert np.isfinite(found["filtered"][:, 0]).all()
         est.run(est.KalmanFilter(model, Q=[1.0], R=[0.01]), data, x0=[0.0], P0=[0.01])  # one that keeps up
+
+    def test_covariances_that_are_only_too_small_are_no_divergence(self):
+        """All of them a hundred times: the same gains, the same estimates."""
+        noise = plants.GaussianNoise([0.1], [1.0])
+        data = plants.simulate(walk(), trajectories=20, steps=200, noise=noise, seed=0, initial_cov=[1.0])
+        small = est.run(est.KalmanFilter(walk(), Q=[0.001], R=[0.01]), data, P0=[0.01])
+        right = est.run(est.KalmanFilter(walk(), noise), data, P0=[1.0])
+        np.testing.assert_allclose(small["filtered"], right["filtered"], atol=1e-10)
 
     def test_bad_settings(self):
         setting = plants.scenario("pendulum")

@@ -199,6 +199,9 @@ def test_bad_input_of_sampled_filters():
         est.ParticleFilter(model, plants.GaussianNoise([0.1, 0.1], [0.0]))
     with pytest.raises(ValueError, match="inflation must be at least 1"):
         est.EnsembleKalmanFilter(model, noise, inflation=0.9)
+    at_once = plants.GaussianNoise([0.1, 0.1], [0.1], input_cov=[1.0])
+    with pytest.raises(ValueError, match="moves the states and shows in the outputs"):
+        est.ParticleFilter(model, at_once)
     with pytest.raises(ValueError, match="iterations must be a positive integer"):
         est.IteratedExtendedKalmanFilter(model, noise, iterations=0)
 
@@ -252,6 +255,20 @@ class TestSmoother:
         np.testing.assert_allclose(smoothed["smoothed"].values[:, -1], filtered["filtered"].values[:, -1], atol=1e-12)
         nees = np.einsum("kti,ktij,ktj->kt", error, np.linalg.inv(smoothed["smoothed_cov"].values), error) / 2
         assert 0.9 < nees.mean() < 1.1
+
+    @pytest.mark.parametrize(
+        "settings", [{"inflation": 2.0}, {"bounds": {"h1": (12.5, 13.5)}}], ids=["inflation", "bounds"]
+    )
+    def test_ends_where_the_filter_ends_and_keeps_its_settings(self, settings):
+        setting = plants.scenario("quadruple_tank")
+        estimator = est.ExtendedKalmanFilter(setting.model, setting.noise, **settings)
+        data = setting.simulate(5, 15, seed=0)
+        smoothed, filtered = est.smooth(estimator, data), est.run(estimator, data)
+        np.testing.assert_allclose(smoothed["smoothed"][:, -1], filtered["filtered"][:, -1], atol=1e-12)
+        np.testing.assert_allclose(smoothed["smoothed_cov"][:, -1], filtered["filtered_cov"][:, -1], atol=1e-12)
+        if "bounds" in settings:
+            level = smoothed["smoothed"].sel(state="h1")
+            assert 12.5 <= level.min() <= level.max() <= 13.5
 
     def test_bad_input(self):
         model, noise = linear()
