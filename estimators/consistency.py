@@ -37,11 +37,12 @@ def consistency(estimator: GaussianFilter, dataset: xr.Dataset, *, x0=None, P0=N
     -------
     xarray.Dataset
         ``innovation`` (trajectory, time, output), whitened; ``nis`` and the number of measured ``channels``
-        (trajectory, time); ``autocorrelation`` (lag, output) of the innovations and its ``autocorrelation_band``, NaN
-        where no two measurements are that far apart; with true states ``nees`` (trajectory, time), of the predicted
-        estimate. Attributes: ``nis_per_channel`` and ``nees_per_state``, means that should be 1; ``nis_band``;
-        ``nees_band`` (of a mean over trajectories at one time) and the share of times within it, ``nees_inside``;
-        ``innovations_consistent`` and ``innovations_white``, 1 or 0.
+        (trajectory, time); ``autocorrelation`` (lag, output) of the innovations and its ``autocorrelation_band``,
+        the lag counted in measurements of that output, NaN where there are too few; with true states ``nees``
+        (trajectory, time), of the predicted estimate. Attributes: ``nis_per_channel`` and ``nees_per_state``, means
+        that should be 1; ``nis_per_output``, the same for each output, given those before it at the same instant;
+        ``nis_band``; ``nees_band`` (of a mean over trajectories at one time) and the share of times within it,
+        ``nees_inside``; ``innovations_consistent`` and ``innovations_white``, 1 or 0.
 
     Raises
     ------
@@ -64,17 +65,25 @@ def consistency(estimator: GaussianFilter, dataset: xr.Dataset, *, x0=None, P0=N
 
     nis, channels = np.square(w).sum(-1), measured.sum()
     mean, nis_band = float(nis.sum() / channels), band(channels)
-    lags = np.arange(1, min(LAGS, w.shape[1] - 1) + 1)
-    shape = (len(lags), w.shape[2])
-    pairs = np.array([(measured[:, lag:] & measured[:, :-lag]).sum((0, 1)) for lag in lags]).reshape(shape)
-    products = np.array([(w[:, lag:] * w[:, :-lag]).sum((0, 1)) for lag in lags]).reshape(shape)
-    # of independent numbers the correlation has variance 1 / pairs; one level for all lags and outputs together
-    power = np.square(w).sum((0, 1)) / np.maximum(measured.sum((0, 1)), 1)
-    products = products / np.where(power > 0, power, 1.0)
-    some = pairs > 0
-    each = 1 - (1 - level) / max(some.sum(), 1)
-    count = np.where(some, pairs, np.nan)
-    correlation, correlation_band = products / count, scipy.stats.norm.ppf((1 + each) / 2) / np.sqrt(count)
+    if not channels:
+        raise ValueError("the dataset holds no measurement")
+    lags = np.arange(1, LAGS + 1)
+    correlation, correlation_band = np.full((2, LAGS, w.shape[2]), np.nan)
+    for i in range(w.shape[2]):
+        values = _one_after_another(w[..., i], measured[..., i])
+        power = np.nanmean(np.square(values)) if values.size else np.nan
+        for lag in lags[: max(values.shape[1] - 1, 0)]:
+            products = values[:, lag:] * values[:, :-lag]
+            pairs = np.isfinite(products).sum()
+            if pairs:
+                # of independent numbers the correlation has variance 1 / pairs
+                correlation[lag - 1, i] = np.nansum(products) / pairs / power
+                correlation_band[lag - 1, i] = 1 / np.sqrt(pairs)
+    some = np.isfinite(correlation)
+    each = 1 - (1 - level) / max(some.sum(), 1)  # one level for all lags and outputs together
+    correlation_band = correlation_band * scipy.stats.norm.ppf((1 + each) / 2)
+    counts = measured.sum((0, 1))
+    per_output = np.square(w).sum((0, 1)) / np.where(counts, counts, np.nan)
     dims, labels = ("trajectory", "time", "output"), list(estimator.model.output_labels)
     variables = {
         "innovation": (dims, w),
@@ -89,8 +98,9 @@ def consistency(estimator: GaussianFilter, dataset: xr.Dataset, *, x0=None, P0=N
         "states": estimator.model.nstates,
         "nis_per_channel": mean,
         "nis_band": nis_band,
+        "nis_per_output": per_output,
         "innovations_consistent": int(nis_band[0] <= mean <= nis_band[1]),
-        "innovations_white": int((np.abs(correlation) <= correlation_band)[some].all()),
+        "innovations_white": int(some.any() and (np.abs(correlation) <= correlation_band)[some].all()),
     }
     x = to_tensors(dataset)[0]
     if x is not None:
@@ -105,3 +115,11 @@ def consistency(estimator: GaussianFilter, dataset: xr.Dataset, *, x0=None, P0=N
         }
     coordinates = {"output": labels, "lag": lags} | {k: dataset.coords[k] for k in ("time",) if k in dataset.coords}
     return xr.Dataset(variables, coordinates, attributes)
+
+
+def _one_after_another(values: np.ndarray, measured: np.ndarray) -> np.ndarray:
+    """(trajectory, number) of the values that were measured, in their order; NaN after the last."""
+    compact = np.full((len(values), measured.sum(1).max(initial=0)), np.nan)
+    rows, times = np.nonzero(measured)
+    compact[rows, (np.cumsum(measured, 1) - 1)[rows, times]] = values[rows, times]
+    return compact

@@ -43,7 +43,7 @@ class MovingHorizonEstimator:
     Minimises |x_0 - m|^2 in P^-1 + sum |x_{k+1} - f(x_k, u_k)|^2 in Q^-1 + sum |y_k - h(x_k, u_k)|^2 in R^-1 over the
     states of the window, within bounds (Rao, Rawlings and Mayne, IEEE TAC 2003). The arrival cost (m, P) is carried by
     an EKF linearised at the trajectory found. Without bounds and for a linear plant it is the Kalman filter. It
-    is a reference: each trajectory of a batch is its own optimisation, milliseconds a step.
+    is a reference: each trajectory of a batch is its own optimisation, tens of milliseconds a step.
 
     Parameters
     ----------

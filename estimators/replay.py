@@ -59,7 +59,7 @@ class Replay:
         following, estimate = self.estimator.step(state.now, u, y)
         return ReplayState(following, (*state.past, (state.now, u, y))[-self.lag - 1 :]), estimate
 
-    def late(self, state: ReplayState, y, *, delay: int, sensor=None) -> ReplayState:
+    def late(self, state: ReplayState, y, *, delay: int, sensor=None) -> tuple[ReplayState, Estimate]:
         """Take in a measurement made `delay` steps before the last step.
 
         Parameters
@@ -75,7 +75,10 @@ class Replay:
 
         Returns
         -------
-        ReplayState
+        state : ReplayState
+            Belief about the coming instant.
+        estimate : Estimate
+            At the instant of the last step.
 
         Raises
         ------
@@ -104,8 +107,8 @@ class Replay:
         merged = torch.where(torch.isnan(early), late, early)
         replayed = ReplayState(belief, state.past[:at])
         for _, inputs, measurement in ((belief, u, merged), *state.past[at + 1 :]):
-            replayed, _ = self.step(replayed, inputs, measurement)
-        return replayed
+            replayed, estimate = self.step(replayed, inputs, measurement)
+        return replayed, estimate
 
     def estimate_sequence(self, state: ReplayState, u: torch.Tensor, y: torch.Tensor) -> Estimate:
         """Estimate a record, in which nothing is late; see the estimator's own ``estimate_sequence``."""

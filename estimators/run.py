@@ -49,7 +49,8 @@ def run(
     xarray.Dataset
         ``predicted`` and, where the estimator has them, ``filtered``, ``predicted_cov``,
         ``filtered_cov``, with dimensions (trajectory, time, state[, state_]), ``innovation`` (trajectory, time,
-        output), whitened, and ``log_likelihood`` (trajectory, time).
+        output), whitened, and ``log_likelihood`` (trajectory, time). Declared angles are in
+        [-pi, pi): differences to true states go through ``estimators.metrics.errors``.
 
     Raises
     ------
@@ -85,6 +86,8 @@ def estimate_batch(
     estimator: Estimator, dataset: xr.Dataset, *, x0=None, P0=None, Q=None, R=None, progress: bool = False
 ) -> Estimate:
     """As `run`, as tensors (trajectory, time, state[, state])."""
+    if not isinstance(estimator, Estimator):
+        raise TypeError(f"estimator must be a filter or an observer, got {type(estimator).__name__}")
     state, u, y = start(estimator, dataset, x0, P0)
     name = type(estimator).__name__
     extra = {key: value for key, value in (("Q", Q), ("R", R)) if value is not None}

@@ -58,6 +58,8 @@ def as_tensor(value, name: str, size: int | None = None, *, finite: bool = True)
     ValueError
         The last axis has another length, or `value` is not finite.
     """
+    if hasattr(value, "index") and hasattr(value, "to_numpy") and any(isinstance(key, str) for key in value.index):
+        raise TypeError(f"{name} has labels {list(value.index)}, which are not matched here: give its values in order")
     try:
         tensor = (
             value if isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value, dtype=_real_dtype(value)))

@@ -89,6 +89,7 @@ class StateSpaceModel:
     _settings: dict = field(repr=False)
     _resample: Callable | None = field(repr=False)
     _record: tuple[Callable, Callable] = field(repr=False)
+    _resampled: bool = field(repr=False, default=False)  # a sample that may never come again: not worth a record
 
     @property
     def nstates(self) -> int:
@@ -284,7 +285,9 @@ class StateSpaceModel:
 
     def _alone(self, first, x, u, t):
         """Value and Jacobian at one point on floats, a call in place of one for each operation; None elsewhere."""
-        if len(x) != 1 or x.requires_grad or u.requires_grad or (record := self.recorded) is None:
+        if len(x) != 1 or x.requires_grad or u.requires_grad or self._resampled:
+            return None
+        if (record := self.recorded) is None:
             return None
         n, z = (self.noutputs if first else self.nstates), (*x[0].tolist(), *u[0].tolist(), float(t))
         found = np.array((record.output_program if first else record.step_program).on_floats(*z))
@@ -472,7 +475,9 @@ def discretize(
 
     @lru_cache(maxsize=64)
     def resample(other):
-        return replace(model, dt=other, time_base=f"{time_base}, asked for dt = {other:g}", **at(other))
+        return replace(
+            model, _resampled=True, dt=other, time_base=f"{time_base}, asked for dt = {other:g}", **at(other)
+        )
 
     model = StateSpaceModel(**common, dt=dt, time_base=time_base, _resample=resample if continuous else None, **at(dt))
     return model

@@ -22,7 +22,8 @@ def parameters_as_states(sys, values: Mapping[str, float]) -> ct.NonlinearIOSyst
     Returns
     -------
     control.NonlinearIOSystem
-        States are those of `sys`, then the parameters; inputs and outputs are the same.
+        States are those of `sys`, then the parameters; inputs and outputs are the same. A dataset of the plant becomes
+        one of this by ``from_arrays(model, y=data["y"].values, u=data["u"].values)``.
 
     Raises
     ------
@@ -141,7 +142,11 @@ def _checked(sys, values):
             "interconnection, do it to the block before interconnecting"
         )
     update, output = sys.updfcn, sys.outfcn or (lambda t, x, u, params: x)
-    x, u = np.random.default_rng(0).uniform(0.5, 1.5, (2, 8, sys.nstates + (sys.ninputs or 0)))
+    # at several orders of magnitude: exp(-8750 / T) is zero unless T is hundreds
+    rng = np.random.default_rng(0)
+    x, u = (
+        rng.uniform(0.5, 1.5, (2, 32, sys.nstates + (sys.ninputs or 0))) * np.repeat(10.0 ** np.arange(4), 8)[:, None]
+    )
     for name, value in values.items():
 
         def at(number, name=name):

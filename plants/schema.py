@@ -43,8 +43,9 @@ def from_arrays(
     ----------
     model : StateSpaceModel
         Gives labels, sample time and angle declarations.
-    y : array_like
-        (time, noutputs) or (trajectory, time, noutputs); NaN where nothing was measured.
+    y : array_like or pandas.DataFrame
+        (time, noutputs) or (trajectory, time, noutputs); NaN where nothing was measured. The columns of a DataFrame
+        are matched by their names, here and for `u` and `x`.
     u : array_like, optional
         (time, ninputs) or (trajectory, time, ninputs); may be left out for a plant without inputs.
     x : array_like, optional
@@ -67,6 +68,8 @@ def from_arrays(
     """
     if u is None and model.ninputs:
         raise ValueError(f"u is missing: the plant has the inputs {list(model.input_labels)}")
+    y = _by_name(y, "y", model.output_labels)
+    u, x = _by_name(u, "u", model.input_labels), _by_name(x, "x", model.state_labels)
     y = as_tensor(y, "y", model.noutputs, finite=False)
     if bool(torch.isinf(y).any()):
         raise ValueError("y holds infinite values: use NaN for what was not measured")
@@ -115,6 +118,14 @@ def from_arrays(
         "state_upper": region.state_upper,
     }
     return xr.Dataset(variables, coordinates, described | dict(attrs or {}))
+
+
+def _by_name(table, name, labels):
+    if not isinstance(table, pd.DataFrame):
+        return table
+    if set(table.columns) != set(labels) or len(table.columns) != len(labels):
+        raise ValueError(f"{name} must have the columns {list(labels)}, got {list(table.columns)}")
+    return table[list(labels)].to_numpy(dtype=float)
 
 
 def validate(dataset: xr.Dataset, model: StateSpaceModel, *, states: bool = False) -> None:
@@ -221,7 +232,10 @@ def from_csv(
     outputs, inputs, states : mapping
         ``{label of the model: column of the file}``; an output without a column is never measured.
     resample : bool
-        Interpolate onto the model's sample times where the recorded ones jitter or differ.
+        Bring the record onto the model's sample times where the recorded ones jitter or differ. A channel is
+        interpolated between two of its own samples that are at most 1.5 sample times apart. Elsewhere an output is
+        taken where it was measured within half a sample time and is NaN where it was not (a slower sensor, a gap),
+        and an input is held.
 
     Returns
     -------
@@ -268,7 +282,12 @@ def from_csv(
         raise ValueError(f"the times in column {time!r} of {path} must increase, and there must be at least two")
     grid = np.arange(seconds[0], seconds[-1] + 1e-9 * model.dt, model.dt)
     if resample:
-        values = {c: np.interp(grid, seconds, v) for c, v in values.items()}
+        angles = {mapping[label] for mapping, labels in ((outputs, model.angle_outputs), (states, model.angle_states))
+                  for label in labels if label in mapping}  # fmt: skip
+        held = set(inputs.values())
+        values = {
+            c: _resampled(grid, seconds, v, model.dt, held=c in held, angle=c in angles) for c, v in values.items()
+        }
     elif len(grid) != len(seconds) or np.abs(grid - seconds).max() > 0.05 * model.dt:
         raise ValueError(
             f"the samples of {path} are not {model.dt:g} apart (median {np.median(np.diff(seconds)):g}, "
@@ -293,6 +312,22 @@ def from_csv(
         x=stack(model.state_labels, states) if states else None,
         attrs={"source": str(Path(path).name)},
     )
+
+
+def _resampled(grid, seconds, values, dt, *, held: bool, angle: bool) -> np.ndarray:
+    """One channel of a record at the times `grid`; see `from_csv`."""
+    known = ~np.isnan(values)
+    if not known.any():
+        return np.full(len(grid), np.nan)
+    s, v = seconds[known], np.unwrap(values[known]) if angle else values[known]
+    right = np.clip(np.searchsorted(s, grid), 0, len(s) - 1)
+    left = np.clip(np.searchsorted(s, grid, side="right") - 1, 0, len(s) - 1)
+    near = np.where(np.abs(s[left] - grid) <= np.abs(s[right] - grid), left, right)
+    close = np.abs(s[near] - grid) <= (0.5 + 1e-9) * dt
+    sparse = v[left] if held else np.where(close, v[near], np.nan)
+    dense = (s[right] - s[left] <= 1.5 * dt) & (s[left] <= grid) & (grid <= s[right])
+    found = np.where(dense, np.interp(grid, s, v), sparse)
+    return (found + np.pi) % (2 * np.pi) - np.pi if angle else found
 
 
 def save_dataset(dataset: xr.Dataset, path) -> None:

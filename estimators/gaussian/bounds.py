@@ -23,6 +23,8 @@ def as_bounds(bounds: Mapping | None, model: StateSpaceModel) -> tuple[torch.Ten
         )
     lower, upper = torch.full((2, len(labels)), math.inf, dtype=torch.float64) * torch.tensor([[-1.0], [1.0]])
     for label, pair in bounds.items():
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise ValueError(f"bounds of {label!r} must be (lower, upper), None where there is none, got {pair!r}")
         low, high = (missing if b is None else float(b) for b, missing in zip(pair, (-math.inf, math.inf), strict=True))
         if not low < high:
             raise ValueError(f"bounds of {label!r} must be (lower, upper) with lower < upper, got {pair!r}")

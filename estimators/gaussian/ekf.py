@@ -24,8 +24,12 @@ class ExtendedKalmanFilter(GaussianFilter):
     noise : GaussianNoise, optional
         Process and measurement covariances.
     **settings
-        ``Q``, ``R``, ``gate``, ``degrees_of_freedom``, ``bounds``, ``inflation``, ``dtype`` of
-        :class:`~estimators.gaussian.filter.GaussianFilter`.
+        ``Q``, ``R``: covariances as matrices, instead of `noise`. ``gate``: probability with which a right measurement
+        is used; what is less likely is left out as an outlier. ``degrees_of_freedom``: of Student's t distribution
+        of the measurement noise, for outliers that are weighed down. ``bounds``: ``{state label: (lower, upper)}``,
+        None where there is none; means are projected. ``inflation``: factor on predicted covariances per unit
+        of time. ``dtype``: ``torch.float64`` or ``torch.float32``. In full: GaussianFilter in
+        ``estimators.gaussian.filter``.
     """
 
     def _rules(self):

@@ -34,11 +34,12 @@ class GaussianFilter(ABC):
         The same as matrices, (nstates, nstates) and (noutputs, noutputs), instead of `noise`.
     gate : float, optional
         Probability with which a right measurement is used: one whose normalised innovation squared lies
-        beyond that quantile of its chi-square distribution is left out as an outlier. Default: all are used.
+        beyond that quantile of its chi-square distribution is left out as an outlier, all channels of the
+        instant together: correct sensor by sensor where they fail on their own. Default: all are used.
     degrees_of_freedom : float, optional
         The measurement noise has Student's t distribution with so many degrees of freedom and scale R: outliers are
-        weighed down rather than left out (variational correction of Agamennoni, Nieto and Nebot, IEEE TSP 2012).
-        Default: it is Gaussian.
+        weighed down rather than left out, all channels of the instant together (variational correction of
+        Agamennoni, Nieto and Nebot, IEEE TSP 2012). Default: it is Gaussian.
     bounds : mapping, optional
         State label to (lower, upper), either of which may be None: every mean is projected into the box, in
         the metric of its covariance (Simon, IET Control Theory 2010); the covariance is left as it is.
@@ -83,6 +84,8 @@ class GaussianFilter(ABC):
             raise ValueError(f"gate must be a probability between 0 and 1, or None, got {gate!r}")
         if degrees_of_freedom is not None and not (_is_real(degrees_of_freedom) and degrees_of_freedom > 0):
             raise ValueError(f"degrees_of_freedom must be a positive number or None, got {degrees_of_freedom!r}")
+        if gate is not None and degrees_of_freedom is not None:
+            raise ValueError("give either gate or degrees_of_freedom: each deals with outliers in its own way")
         if not (_is_real(inflation) and 1 <= inflation < math.inf):
             raise ValueError(f"inflation must be at least 1, got {inflation!r}")
         if dtype not in (torch.float32, torch.float64):
@@ -194,6 +197,7 @@ class GaussianFilter(ABC):
 
     def _moved(self, state, u, process, model):
         """Mean of the next state, A S and N, all with the same leading dimensions."""
+        u = u if u is None else as_tensor(u, "u", model.ninputs)
         mean, moved, noise = (part.to(self.dtype) for part in self._transition(state, u, process, model))
         lead = torch.broadcast_shapes(moved.shape[:-2], noise.shape[:-2])
         mean, moved, noise = (
@@ -256,6 +260,7 @@ class GaussianFilter(ABC):
         labels = self.model.output_labels
         channels = list(range(len(labels))) if sensor is None else _channels(sensor, labels)
         if sensor is not None:
+            y = [y] if len(channels) == 1 and (isinstance(y, Real) or getattr(y, "ndim", 1) == 0) else y
             y = _spread(as_tensor(y, "y", len(channels), finite=False), channels, len(labels), torch.nan)
         u, y = check_measurement(self.model, u, y)
         noise = self._noise_factor
@@ -428,7 +433,9 @@ def _is_real(value):
 
 
 def _channels(sensor, labels):
-    names = [sensor] if isinstance(sensor, str) else list(sensor)
+    names = (
+        [sensor] if isinstance(sensor, str) else list(sensor) if isinstance(sensor, list | tuple) else [repr(sensor)]
+    )
     if any(name not in labels for name in names) or len(set(names)) < len(names):
         raise ValueError(f"sensor must name different outputs of {list(labels)}, got {names}")
     return [labels.index(name) for name in names]

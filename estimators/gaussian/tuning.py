@@ -19,6 +19,8 @@ from plants.schema import check_measured, to_tensors, validate
 
 LARGEST_CHANGE = 1e4
 """No standard deviation is changed by more than this factor."""
+BEGINNING = 150
+"""Samples of each record on which far guesses are tried."""
 TOGETHER = 20_000
 """Trajectories that are filtered in one batch, those of all trial points together."""
 
@@ -38,7 +40,9 @@ class TuneResult(NamedTuple):
         Runs over the data.
     table : pandas.DataFrame
         One row for each number that was fitted, columns ``estimate``, ``standard_error`` and ``guess``. Errors come
-        from the curvature of the likelihood (observed information); NaN where the data do not determine the number.
+        from the curvature of the likelihood (observed information). NaN where the data do not determine the number: a
+        deviation that they only bound from above is the largest that is as likely within half a unit, so that the
+        filter does not trust what nothing speaks for.
     model : StateSpaceModel
         The plant with the parameters found; the filter now uses it.
     initial_mean, initial_cov : numpy.ndarray or None
@@ -62,7 +66,7 @@ def tune(
     parameters: Mapping[str, float] | None = None,
     start: bool = False,
     trajectories: int = 64,
-    steps: int = 150,
+    steps: int | None = None,
     P0=None,
 ) -> TuneResult:
     """Fit Q and R, and where asked the start and parameters of the plant, by maximum likelihood of the innovations.
@@ -77,15 +81,16 @@ def tune(
     estimator : KalmanFilter, ExtendedKalmanFilter or UnscentedKalmanFilter
         Its noise is the starting guess, and is replaced by the result.
     dataset : xarray.Dataset
-        Trajectories of the filter's plant. Long ones are cut into pieces of `steps` samples where
-        the true state at the cut is in the data, unless `start` is fitted.
+        Trajectories of the filter's plant.
     parameters : mapping, optional
         Parameters of the plant to fit, each with a guess. The plant must be made by ``control.nlsys``.
     start : bool
         Fit the mean and the deviations of the initial state, common to all trajectories. The guess is ``initial_mean``
         of the dataset and `P0`.
-    trajectories, steps : int
-        How much of the data to use.
+    trajectories : int
+        How many of them to use, the first ones.
+    steps : int, optional
+        How many samples of each, the first ones. Default: all.
     P0 : array_like, optional
         Covariance of the starts; default ``initial_cov`` of the dataset.
 
@@ -112,16 +117,15 @@ def tune(
     if P0 is None and "initial_cov" not in dataset:
         raise ValueError("P0 is missing: give it to tune, or initial_cov to from_arrays")
     P0 = as_covariance(dataset["initial_cov"].values if P0 is None else P0, "P0", model.nstates)
-    pieces = max(1, y.shape[1] // steps) if x is not None and not start else 1
-    length = min(steps, y.shape[1])
-
-    def cut(tensor):
-        return tensor[:, : pieces * length].unflatten(1, (pieces, length)).flatten(0, 1)[:trajectories]
-
-    u, y = cut(u), cut(y)
+    for name, value in (("trajectories", trajectories), ("steps", y.shape[1] if steps is None else steps)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a positive integer, got {value!r}")
+    if parameters is not None and not isinstance(parameters, Mapping):
+        raise TypeError(f"parameters must be a mapping {{name: guess}}, got {type(parameters).__name__}")
+    u, y = u[:trajectories, :steps], y[:trajectories, :steps]
     if x is not None and not start:  # an unbiased start: the truth, off by a draw from P0
         offset = np.random.default_rng(0).standard_normal((len(y), model.nstates)) @ covariance_factor(P0).T
-        mean = cut(x)[:, 0] + torch.from_numpy(offset)
+        mean = x[:trajectories, 0] + torch.from_numpy(offset)
     elif "initial_mean" in dataset:
         mean = torch.from_numpy(dataset["initial_mean"].values).expand(len(y), -1)
     else:
@@ -132,46 +136,53 @@ def tune(
     if unknowns.parameters:
         system = parameters_as_inputs(model.system, unknowns.parameters)
         bounds = {name: sorted((0.5 * v, 1.5 * v)) if v else (-1, 1) for name, v in unknowns.parameters.items()}
-        trial._set_model(model.with_system(system, bounds))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a step too coarse for a guess that is far off
+            trial._set_model(model.with_system(system, bounds))
         if trial._input_factor is not None:  # the parameters are inputs without noise
             trial._input_factor = torch.nn.functional.pad(trial._input_factor, (0, 0, 0, len(unknowns.parameters)))
-    samples = int((~torch.isnan(y)).any(dim=-1).sum())
+    history = []
 
-    def negative_log_likelihood(points: np.ndarray) -> np.ndarray:
-        """Of all samples, one value a point."""
-        values = []
+    def negative_log_likelihood(points: np.ndarray, length: int | None = None) -> np.ndarray:
+        """Of the samples up to `length`, one value a point."""
+        values, part = [], y[:, :length]
         for some in np.array_split(points, max(1, len(points) * len(y) // TOGETHER)):
-            process, measurement, state, inputs = unknowns.at(some, trial, u)
-            estimate = trial.with_factors(process, measurement).estimate_sequence(state, inputs, y)
+            process, measurement, state, inputs = unknowns.at(some, trial, u[:, :length])
+            estimate = trial.with_factors(process, measurement).estimate_sequence(state, inputs, part)
             values.append(-estimate.log_likelihood.sum(dim=(1, 2)).numpy())
         values = np.concatenate(values)
-        return np.where(np.isfinite(values), values, 1e6 * samples)
+        history.append(len(values))
+        return np.where(np.isfinite(values), values, 1e6 * y.shape[0] * y.shape[1])
 
-    count, h, history = unknowns.count, 1e-3, []
-    stencil = np.concatenate([np.zeros((1, count)), h * np.eye(count), -h * np.eye(count)])
+    samples, count = max(1, int((~torch.isnan(y)).any(dim=-1).sum())), unknowns.count
 
-    def value_and_gradient(point):
-        values = negative_log_likelihood(point + stencil) / samples
-        history.append(values[0])
-        return values[0], (values[1 : count + 1] - values[count + 1 :]) / (2 * h)
+    def minimised(guess, length, iterations):
+        h = 1e-3
+        stencil = np.concatenate([np.zeros((1, count)), h * np.eye(count), -h * np.eye(count)])
+
+        def value_and_gradient(point):
+            values = negative_log_likelihood(point + stencil, length) / samples
+            return values[0], (values[1 : count + 1] - values[count + 1 :]) / (2 * h)
+
+        return scipy.optimize.minimize(
+            value_and_gradient,
+            guess,
+            jac=True,
+            method="L-BFGS-B",
+            bounds=unknowns.bounds,
+            options={"maxiter": iterations, "ftol": 1e-10, "gtol": 1e-6},
+        )
 
     before = negative_log_likelihood(np.zeros((1, count)))[0] / samples
-    found = min(
-        (
-            scipy.optimize.minimize(
-                value_and_gradient,
-                guess,
-                jac=True,
-                method="L-BFGS-B",
-                bounds=unknowns.bounds,
-                options={"maxiter": 200, "ftol": 1e-10, "gtol": 1e-6},
-            )
-            for guess in (np.zeros(count), *_coarse(negative_log_likelihood, unknowns))
-        ),
-        key=lambda outcome: outcome.fun,
-    )
-    errors = _standard_errors(negative_log_likelihood, found.x)
-    result = unknowns.result(found.x, errors, -float(found.fun), -float(before), len(history))
+    # where to start is settled on the beginning of the records
+    short = min(y.shape[1], BEGINNING)
+    guesses = np.zeros(count), *_coarse(lambda points: negative_log_likelihood(points, short), unknowns)
+    best = min((minimised(guess, short, 50) for guess in guesses), key=lambda outcome: outcome.fun)
+    point = minimised(best.x, None, 200).x
+    errors = _standard_errors(negative_log_likelihood, point, unknowns)
+    point = _bounded_from_above(negative_log_likelihood, point, errors, unknowns)
+    after = negative_log_likelihood(point[None])[0] / samples
+    result = unknowns.result(point, errors, -after, -before, len(history))
     asked = [name for name in result.table.index if name in unknowns.parameters or name.startswith("initial")]
     unknown = [name for name in asked if np.isnan(result.table.loc[name, "standard_error"])]
     if unknown:
@@ -207,6 +218,11 @@ class _Unknowns:
         self.bounds = [limits[kind] for kind in kinds for _ in self.places[kind]]
         values = np.array(list(self.parameters.values()))
         self._unit = np.where(values != 0, np.abs(values), 1.0)
+
+    def relative_size(self, point) -> np.ndarray:
+        """Size of the parameters at a point in their units, 1 where they are zero."""
+        values = np.array(list(self.parameters.values())) + self._unit * point[self.places["parameters"]]
+        return np.where(values != 0, np.abs(values), self._unit) / self._unit
 
     def _part(self, points, kind):
         """(points, size) of a kind, zero for what is not fitted."""
@@ -272,26 +288,32 @@ class _Unknowns:
 def _coarse(negative_log_likelihood, unknowns) -> tuple[np.ndarray, np.ndarray]:
     """Search from a guess that may be far off, where a deviation that is much too small shows no slope to follow.
 
-    All of Q against all of R on a grid of decades is one start; from there every deviation on its own, twice, is
-    another. The likelihood of two states' noise seen through one output may have a maximum in either.
+    All of Q against all of R on a grid of decades is one start; from there every deviation and every parameter on its
+    own, twice, is another. The likelihood of two states' noise seen through one output may have a maximum in either.
     """
     scales = np.log(np.logspace(-4, 4, 9))
     process, measurement = (np.isin(np.arange(unknowns.count), unknowns.places[k]) for k in ("process", "measurement"))
     trials = np.array([a * process + b * measurement for a in scales for b in scales])
     point = together = trials[np.argmin(negative_log_likelihood(trials))]
-    deviations = np.concatenate([unknowns.places[k] for k in ("process", "measurement", "initial std")])
+    factors = np.logspace(-4, 4, 17) - 1  # of a parameter, as a relative change
     for _ in range(2):
-        for place in deviations:
-            trials = np.repeat(point[None], len(scales) + 1, axis=0)
-            trials[1:, place] = scales
-            point = trials[np.argmin(negative_log_likelihood(trials))]
+        for kind in ("parameters", "process", "measurement", "initial std"):
+            values = factors if kind == "parameters" else scales
+            for place in unknowns.places[kind]:
+                trials = np.repeat(point[None], len(values) + 1, axis=0)
+                trials[1:, place] = values
+                point = trials[np.argmin(negative_log_likelihood(trials))]
     return together, point
 
 
-def _standard_errors(negative_log_likelihood, point, h=1e-2):
+def _standard_errors(negative_log_likelihood, point, unknowns):
     """Square roots of the diagonal of the inverse Hessian; NaN for what takes part in a flat direction."""
     n = len(point)
-    eye, pairs = h * np.eye(n), [(i, j) for i in range(n) for j in range(i)]
+    # a step and a judgement in units of what was found, not of the guess
+    unit = np.ones(n)
+    unit[unknowns.places["parameters"]] = unknowns.relative_size(point)
+    h = 2e-3  # of 1e-2 the error would be as large as a flat direction is flat
+    eye, pairs = h * np.diag(unit), [(i, j) for i in range(n) for j in range(i)]
     moves = [np.zeros(n), *eye, *-eye]
     moves += [sign * (eye[i] + eye[j]) for sign in (1, -1) for i, j in pairs]
     values = negative_log_likelihood(point + np.array(moves))
@@ -300,9 +322,21 @@ def _standard_errors(negative_log_likelihood, point, h=1e-2):
     both = values[2 * n + 1 :].reshape(2, -1)
     for k, (i, j) in enumerate(pairs):
         H[i, j] = H[j, i] = (both[0, k] + both[1, k] - up[i] - up[j] - down[i] - down[j] + 2 * centre) / 2
-    H /= h**2
-    curvature, directions = np.linalg.eigh(H)
+    curvature, directions = np.linalg.eigh(H / h**2)
     # a whole unit (a factor e of a deviation, the parameter itself) along it would not show
     flat = curvature < 1.0
     variance = np.square(directions[:, ~flat]) @ (1 / curvature[~flat])
-    return np.where(np.square(directions[:, flat]).sum(1) > 0.1, np.nan, np.sqrt(variance))
+    return unit * np.where(np.square(directions[:, flat]).sum(1) > 0.1, np.nan, np.sqrt(variance))
+
+
+def _bounded_from_above(negative_log_likelihood, point, errors, unknowns):
+    """Raise process and measurement deviations that are not determined as far as they stay likely."""
+    steps = np.linspace(0, np.log(LARGEST_CHANGE) * 2, 75)
+    for kind in ("process", "measurement"):
+        for place in unknowns.places[kind][np.isnan(errors[unknowns.places[kind]])]:
+            trials = np.repeat(point[None], len(steps), axis=0)
+            trials[:, place] += steps
+            values = negative_log_likelihood(trials)
+            likely = values <= values[0] + 0.5
+            point = trials[len(likely) - 1 if likely.all() else int(np.argmin(likely)) - 1]
+    return point

@@ -171,6 +171,10 @@ class TestSensors:
             torch.testing.assert_close(one.cov, state.cov, rtol=1e-10, atol=1e-10)
         with pytest.raises(ValueError, match="sensor must name different outputs"):
             joint.correct(one, [0.0], [0.1], sensor="radar")
+        scalar = joint.correct(one, 0.3, [0.1], sensor="gps", R=0.2)
+        torch.testing.assert_close(scalar.mean, joint.correct(one, [0.3], [0.1], sensor="gps", R=[[0.2]]).mean)
+        with pytest.raises(ValueError, match="u must be finite"):
+            joint.predict(one, [np.nan])
         with pytest.raises(ValueError, match="R must be a scalar"):
             joint.correct(one, [0.0], [0.1], sensor="gps", R=np.eye(2))
 
@@ -199,8 +203,8 @@ class TestSensors:
                 seen[:, 1] = torch.nan
             late, _ = replay.step(late, u[:, k], seen)
             if k == 10:  # both arrive now, the newer first
-                late = replay.late(late, y[:, 9, 1:], delay=1, sensor="level2")
-                late = replay.late(late, y[:, 6, 1:], delay=4, sensor=["level2"])
+                late, _ = replay.late(late, y[:, 9, 1:], delay=1, sensor="level2")
+                late, _ = replay.late(late, y[:, 6, 1:], delay=4, sensor=["level2"])
         for one, two in zip(on_time.now, late.now, strict=True):
             if isinstance(one, torch.Tensor):
                 torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
@@ -216,7 +220,7 @@ class TestSensors:
             for k in range(8):
                 buffer[:] = np.nan if k == 4 else y[k]
                 state, _ = replay.step(state, [0.0], buffer if reuse else buffer.copy())
-            results.append(replay.late(state, y[4], delay=3).now.mean)
+            results.append(replay.late(state, y[4], delay=3)[0].now.mean)
         torch.testing.assert_close(*results)
 
     def test_bad_replay(self):
@@ -331,6 +335,8 @@ class TestBounds:
             ({"speed": (0, 1)}, "bounds must map states"),
             ({"omega": (1, 1)}, "lower < upper"),
             ({"theta": (0, 1)}, "nothing modulo a turn"),
+            ({"omega": 0}, r"must be \(lower, upper\)"),
+            ({"omega": (0,)}, r"must be \(lower, upper\)"),
         ):
             with pytest.raises(ValueError, match=message):
                 est.ExtendedKalmanFilter(setting.model, setting.noise, bounds=bounds)
@@ -436,6 +442,7 @@ class TestWhatIsSaid:
             ({"degrees_of_freedom": 0}, "degrees_of_freedom must be a positive number"),
             ({"inflation": 0.5}, "inflation must be at least 1"),
             ({"gate": 1.5}, "gate must be a probability"),
+            ({"gate": 0.9, "degrees_of_freedom": 4}, "either gate or degrees_of_freedom"),
         ):
             with pytest.raises(ValueError, match=message):
                 est.ExtendedKalmanFilter(setting.model, setting.noise, **wrong)

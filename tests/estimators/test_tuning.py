@@ -96,11 +96,56 @@ def test_what_the_data_do_not_determine_is_said():
     assert np.isnan(result.table.loc[["a", "b"], "standard_error"]).all()
 
 
+def test_the_whole_of_a_long_record_of_a_time_varying_plant_is_used():
+    """Without true states, as a measured record is; 600 samples, the plant's rate swings with time."""
+
+    def update(t, x, u, params):
+        return [-params["k"] * (1 + 0.9 * np.sin(t)) * x[0] + u[0]]
+
+    system = ct.nlsys(update, None, states=1, inputs=1, outputs=1, params={"k": 1.0})
+    model, noise = plants.discretize(system, 0.05), plants.GaussianNoise([1e-4], [1e-2])
+    data = plants.simulate(model, trajectories=10, steps=600, noise=noise, seed=0).drop_vars("x")
+    table = est.ExtendedKalmanFilter(model, noise).tune(data, parameters={"k": 3.0}).table
+    for name, truth in (("k", 1.0), ("process std x[0]", 0.01), ("measurement std y[0]", 0.1)):
+        assert abs(table.loc[name, "estimate"] - truth) < 2.5 * table.loc[name, "standard_error"] < 0.2 * truth
+
+
+@pytest.mark.parametrize("guess", [0.0, 1e-3, 1e3])
+def test_finds_a_parameter_from_a_guess_far_off(guess):
+    def update(t, x, u, params):
+        return [-params["k"] * x[0] + u[0]]
+
+    system = ct.nlsys(update, None, states=1, inputs=1, outputs=1, params={"k": 1.0})
+    model, noise = plants.discretize(system, 0.05), plants.GaussianNoise([1e-4], [1e-2])
+    data = plants.simulate(model, trajectories=20, steps=150, noise=noise, seed=0)
+    row = est.ExtendedKalmanFilter(model, noise).tune(data, parameters={"k": guess}).table.loc["k"]
+    assert abs(row["estimate"] - 1.0) < 2.5 * row["standard_error"] < 0.2
+
+
+def test_noise_that_is_not_determined_is_bounded_not_dismissed():
+    """A hidden decaying state hardly shows in the output: its noise must not come out as nothing."""
+    model = plants.discretize(
+        ct.ss([[0.5, 0.0], [0.002, 0.8]], [[0], [1]], [[0, 1]], 0, 1.0, states=["hidden", "seen"])
+    )
+    noise = plants.GaussianNoise([0.01, 0.01], [0.04])
+    data = plants.simulate(model, trajectories=30, steps=100, noise=noise, seed=0, initial_cov=[0.01, 0.01])
+    estimator = est.KalmanFilter(model, plants.GaussianNoise([1e-6, 0.01], [0.04]))
+    table = estimator.tune(data).table
+    assert np.isnan(table.loc["process std hidden", "standard_error"])
+    assert table.loc["process std hidden", "estimate"] > 0.1  # the truth
+    assert est.benchmark({"KF": estimator}, data)["nees"].item() < 1.2
+
+
 def test_bad_input():
     model = linear()
     data = plants.simulate(model, trajectories=4, steps=20, noise=COVS, seed=0)
     with pytest.raises(TypeError, match="StateSpace has no parameters to estimate"):
         est.KalmanFilter(model, COVS).tune(data, parameters={"k": 1.0})
+    with pytest.raises(TypeError, match="parameters must be a mapping"):
+        est.KalmanFilter(model, COVS).tune(data, parameters=["k"])
+    for wrong in ({"trajectories": -1}, {"steps": 0}):
+        with pytest.raises(ValueError, match="must be a positive integer"):
+            est.KalmanFilter(model, COVS).tune(data, **wrong)
     setting = plants.scenario("pendulum")
     with pytest.raises(ValueError, match="parameter 'mass' changes neither"):
         est.ExtendedKalmanFilter(setting.model, setting.noise).tune(
@@ -134,3 +179,12 @@ def test_parameters_as_inputs_and_with_other_values():
     inside = ct.interconnect([plants.pendulum()], inputs=["torque"], outputs=["angle"])
     with pytest.raises(TypeError, match="do it to the block before interconnecting"):
         plants.parameters_as_states(inside, {"m": 1.0})
+
+
+def test_a_parameter_that_matters_only_at_hundreds_of_kelvin_is_found_to_matter():
+    def reactor(t, x, u, params):
+        rate = params["k0"] * np.exp(-8750 / x[1]) * x[0]
+        return [1.0 - x[0] - rate, 350.0 - x[1] + 209.0 * rate + u[0]]
+
+    system = ct.nlsys(reactor, lambda t, x, u, p: [x[1]], states=["c", "T"], inputs=1, outputs=1, params={"k0": 7.2e10})
+    assert plants.parameters_as_states(system, {"k0": 7.2e10}).state_labels == ["c", "T", "k0"]

@@ -201,3 +201,44 @@ def test_tensors_keep_shape_and_dtype():
     x, u, y = plants.to_tensors(simulate())
     assert (x.shape, u.shape, y.shape) == ((4, 20, 2), (4, 20, 1), (4, 20, 1))
     assert {a.dtype for a in (x, u, y)} == {torch.float64}
+
+
+def test_resampling_keeps_slow_sensors_and_gaps_as_they_are(tmp_path):
+    """A fast sensor with jitter, one ten times slower, and a second without any record: nothing is made up."""
+    import control as ct
+
+    system = ct.nlsys(lambda t, x, u, p: [u[0]], lambda t, x, u, p: [x[0], x[0]], states=1, inputs=["u"],
+                      outputs=["fast", "slow"], name="two rates")  # fmt: skip
+    model, rng = plants.discretize(system, 0.1), np.random.default_rng(0)
+    times = np.arange(0, 10, 0.1) + rng.uniform(-0.02, 0.02, 100)
+    times[0] = 0.0
+    table = pd.DataFrame({"t": times, "fast": np.sin(times), "slow": np.nan, "u": np.floor(times)})
+    table.loc[::10, "slow"] = 100.0 + np.arange(10)
+    table = table.drop(index=range(41, 51))
+    table.to_csv(tmp_path / "log.csv", index=False)
+    data = plants.from_csv(
+        tmp_path / "log.csv",
+        model,
+        time="t",
+        outputs={"fast": "fast", "slow": "slow"},
+        inputs={"u": "u"},
+        resample=True,
+    )
+    fast, slow = data["y"].values[0].T
+    assert np.isnan(fast[43:49]).all() and np.isfinite(fast[:40]).all()
+    np.testing.assert_allclose(fast[:40], np.sin(0.1 * np.arange(40)), atol=2e-3)
+    found = slow[np.isfinite(slow)]
+    np.testing.assert_array_equal(np.unique(found), [100, 101, 102, 103, 104, 106, 107, 108, 109])
+    assert np.isfinite(data["u"]).all() and data["u"].values[0, 45, 0] == 4.0
+
+
+def test_columns_of_a_table_are_matched_by_name():
+    setting = plants.scenario("quadruple_tank")
+    y = pd.DataFrame({"level2": [2.0, 2.5], "level1": [1.0, 1.5]})
+    u = pd.DataFrame({"v1": [3.0, 3.0], "v2": [4.0, 4.0]})
+    data = plants.from_arrays(setting.model, y=y, u=u)
+    np.testing.assert_array_equal(data["y"].sel(output="level1")[0], [1.0, 1.5])
+    with pytest.raises(ValueError, match=r"y must have the columns \['level1', 'level2'\]"):
+        plants.from_arrays(setting.model, y=y.rename(columns={"level1": "h"}), u=u)
+    with pytest.raises(TypeError, match="labels are not matched here|are not matched here"):
+        setting.model.output([1, 2, 3, 4], pd.Series({"v1": 3.0, "v2": 3.0}))
