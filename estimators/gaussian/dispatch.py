@@ -117,7 +117,11 @@ def flattened(factors, varies, lead):
     """Noise factors (..., time, n, n) as ([time,] [trajectory,] n, n), and whether they vary with time."""
     if not varies:
         factors = factors[..., 0, :, :]
-        return (factors.expand(*lead, -1, -1).flatten(0, len(lead) - 1) if factors.ndim > 2 else factors), False
-    if factors.ndim > 3:
-        factors = factors.expand(*lead, -1, -1, -1).flatten(0, len(lead) - 1).movedim(0, 1)
-    return factors, True
+    n, axes = factors.shape[-2:], factors.ndim - (3 if varies else 2)
+    time = factors.shape[axes : axes + 1] if varies else ()
+    if not lead:
+        return factors.reshape(*time, *n), varies
+    if axes:
+        factors = factors.expand(*lead, *time, *n).flatten(0, len(lead) - 1)
+        factors = factors.movedim(0, 1) if varies else factors
+    return factors, varies

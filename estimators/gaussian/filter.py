@@ -388,13 +388,14 @@ class GaussianFilter(ABC):
         factors, given = (process, noise), (Q is not None, R is not None)
         patterns = (pattern_of(f) if g else own for own, g, f in zip(self._patterns, given, factors, strict=True))
         programs = programs_for(self, self.model, *patterns, state, u, y)
-        if programs is not None and (not lead or programs.pays(lead.numel())):
-            varying = [flattened(f, g, lead) for f, g in zip(factors, given, strict=True)]
+        one = lead.numel() == 1  # goes on floats
+        if programs is not None and (one or programs.pays(lead.numel())):
+            varying = [flattened(f, g, () if one else lead) for f, g in zip(factors, given, strict=True)]
             whole = mean, factor, u.expand(*lead, *u.shape[-2:]), y.expand(*lead, *y.shape[-2:])
-            flat = [part.flatten(0, len(lead) - 1) if lead else part for part in whole]
+            flat = [part.reshape(*(() if one else [lead.numel()]), *part.shape[len(lead) :]) for part in whole]
             found = programs.sequence(GaussianState(*flat[:2], state.time), *flat[2:], *varying, progress)
             if found is not None:
-                return Estimate(*(part.unflatten(0, lead) for part in found)) if lead else found
+                return Estimate(*(part.reshape(*lead, *part.shape[0 if one else 1 :]) for part in found))
         state = state._replace(mean=mean, factor=factor)
 
         def step(state, k):

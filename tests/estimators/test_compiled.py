@@ -235,3 +235,29 @@ def test_steps_of_ever_new_length_make_no_code():
     for _ in range(5):
         estimator.predict(state, [0.0], dt=0.0125)
     assert any(not isinstance(p, int) for p in estimator._programs.values())
+
+
+@pytest.mark.parametrize("varying", [False, True])
+def test_batches_of_any_shape_agree_with_tensors(varying):
+    """Beliefs, records and covariances whose leading dimensions broadcast against each other."""
+    setting = plants.scenario("pendulum")
+    data = setting.simulate(30, 6, seed=0)
+    _, u, y = plants.to_tensors(data)
+    fast = est.ExtendedKalmanFilter(setting.model, setting.noise)
+    slow = on_tensors(est.ExtendedKalmanFilter(setting.model, setting.noise))
+    scale, settings = 1 + np.arange(3.0), {}
+    if varying:
+        growing = scale[:, None] * (1 + np.arange(6.0))
+        settings["R"] = growing[:, None, :, None, None] * setting.noise.measurement_cov
+        settings["Q"] = scale[:, None, None, None, None] * np.tile(setting.noise.process_cov, (6, 1, 1))
+    else:
+        process = torch.from_numpy(scale)[:, None, None, None] * fast._process_factor
+        fast, slow = (f.with_factors(process, f._noise_factor) for f in (fast, slow))
+        on_tensors(slow)
+    state = fast.init(torch.zeros(30, 2), [1.0, 1.0])
+    found, right = (f.estimate_sequence(state, u, y, **settings) for f in (fast, slow))
+    assert found.filtered.shape == (3, 30, 6, 2)
+    for one, two in zip(found, right, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-10)
+    single = fast.estimate_sequence(fast.init(torch.zeros(1, 2), [1.0, 1.0]), u[:1], y[:1], **settings)
+    torch.testing.assert_close(single.filtered[:, 0], right.filtered[:, 0], rtol=1e-10, atol=1e-10)
