@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from plants.maps import ROUTES, build_map
-from plants.program import NotRecordable, recordable
+from plants.program import NotRecordable
+from plants.recording import recordable
 from plants.region import OperatingRegion
 
 

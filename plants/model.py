@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from typing import NamedTuple
 
 import control as ct
 import numpy as np
@@ -13,30 +12,10 @@ import torch
 
 from plants.arrays import as_tensor
 from plants.flow import flow_of, linear_flow
-from plants.maps import PROBE_TIME, ROUTES, central_differences, row_jacobian
-from plants.program import Program, derivatives
+from plants.maps import ROUTES, central_differences, row_jacobian
+from plants.record import Record, make_record
 from plants.region import OperatingRegion
 from plants.sampling import INTEGRATORS, check_substeps, sampled, sampled_matrices
-
-RECORDED_STATES, RECORDED_OPERATIONS = 24, 10_000
-"""Beyond, straight-line code with all its derivatives is longer than it is fast, and takes long to make."""
-
-
-class Record(NamedTuple):
-    """A plant as straight-line code.
-
-    Attributes
-    ----------
-    step, output : callable
-        ``(x, u, t)`` on arrays of :class:`plants.program.Scalar`.
-    step_program, output_program : Program
-        From (x, u, t) to the value and its Jacobian by x and u, flat.
-    """
-
-    step: Callable
-    output: Callable
-    step_program: Program
-    output_program: Program
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,58 +209,8 @@ class StateSpaceModel:
 
     @cached_property
     def recorded(self) -> Record | None:
-        """Step and output as straight-line code, or None.
-
-        None for a plant of more than `RECORDED_STATES` states, where the functions cannot be recorded, or where
-        values or Jacobians of the record differ from those on tensors at random points of the operating region.
-        """
-        if self.jacobian_source == ROUTES[-1] or self.nstates > RECORDED_STATES:
-            return None  # a record's exact derivatives would not be those of the filters on tensors
-        nx, nu, programs = self.nstates, self.ninputs, []
-        x, u = self._probes()
-        try:
-            for record, original in zip(self._record, (self.step_jacobian, self.output_jacobian), strict=True):
-
-                def build(*z, record=record):
-                    values = record(np.array(z[:nx], dtype=object), np.array(z[nx:-1], dtype=object), z[-1])
-                    return [*values, *derivatives(values, z[:-1]).ravel()]
-
-                program = Program(build, nx + nu + 1, limit=RECORDED_OPERATIONS)
-                for t in (0.0, PROBE_TIME, 10 * PROBE_TIME):
-                    if not self._agrees(program, original, x, u, t):
-                        return None
-                programs.append(program)
-        # any failure here only means that the plant is evaluated on tensors
-        except Exception:
-            return None
-        return Record(*self._record, *programs)
-
-    def _probes(self):
-        """Points at which a record is compared: in the region, well outside, at its corners, and at rest."""
-        region = self.operating_region
-        x, u = region.sample(24, seed=3)
-        far_x, far_u = (c + 3 * (z - c) for z, c in ((x, region.state_centre), (u, region.input_centre)))
-        rest_x, rest_u = (np.zeros((1, z.shape[1])) for z in (x, u))
-        return (
-            np.concatenate([x, far_x, rest_x, 0 * x[:4], region.state_lower[None], region.state_upper[None]]),
-            np.concatenate([u, far_u, rest_u, u[:4], region.input_lower[None], region.input_upper[None]]),
-        )
-
-    def _agrees(self, program, original, x, u, t):
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")
-            value, *jacobians = (part.numpy() for part in original(x, u, t))
-            truth = np.concatenate([value, np.concatenate(jacobians, axis=2).reshape(len(x), -1)], axis=1)
-            alone = np.array([program.on_floats(*a, *b, t) for a, b in zip(x.tolist(), u.tolist(), strict=True)])
-            columns = program.on_arrays(*x.T.copy(), *u.T.copy(), t)
-            together = np.array([np.broadcast_to(c, len(x)) for c in columns]).T
-        known = np.isfinite(truth)
-        scale = np.max(np.abs(truth), axis=0, initial=np.finfo(float).tiny, where=known)
-        near = np.maximum(np.abs(truth), scale)  # far points may be larger than the rest by orders of magnitude
-        return all(
-            (np.isfinite(found) == known).all() and (np.abs(found - truth)[known] <= 1e-10 * near[known]).all()
-            for found in (alone, together)
-        )
+        """Step and output as straight-line code, or None; see :func:`plants.record.make_record`."""
+        return make_record(self, *self._record)
 
     def _alone(self, first, x, u, t):
         """Value and Jacobian at one point on floats, a call in place of one for each operation; None elsewhere."""

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import plants
-from plants.program import NotRecordable, Program, Scalar, apply, derivatives, recordable, select
+from plants.program import NotRecordable, Program, Scalar, apply, derivatives, select
+from plants.recording import recordable
 from tests.plants.user_plants import SYSTEMS
 
 UNARY = ["sin", "cos", "tanh", "exp", "arctan", "sinh", "arcsinh", "abs", "neg"]
