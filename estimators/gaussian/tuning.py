@@ -81,7 +81,8 @@ def tune(
     estimator : KalmanFilter, ExtendedKalmanFilter or UnscentedKalmanFilter
         Its noise is the starting guess, and is replaced by the result.
     dataset : xarray.Dataset
-        Trajectories of the filter's plant.
+        Trajectories of the filter's plant. A long record that knows its true states, of a plant that does not depend
+        on time, is tuned much faster in pieces: ``plants.cut(dataset, 200)``.
     parameters : mapping, optional
         Parameters of the plant to fit, each with a guess. The plant must be made by ``control.nlsys``.
     start : bool

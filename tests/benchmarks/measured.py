@@ -58,7 +58,7 @@ def compare(model, train, test, tuned=True):
     if tuned:
         for name in list(estimators):
             estimators[f"{name} tuned"] = type(estimators[name])(model, density)
-            estimators[f"{name} tuned"].tune(train, steps=250, P0=START)
+            estimators[f"{name} tuned"].tune(plants.cut(train, 250), P0=START)
         estimators["R2DN"] = train_observer(model, train)
     found = {}
     for name, estimator in estimators.items():
