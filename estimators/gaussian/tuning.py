@@ -41,8 +41,8 @@ class TuneResult(NamedTuple):
     table : pandas.DataFrame
         One row for each number that was fitted, columns ``estimate``, ``standard_error`` and ``guess``. Errors come
         from the curvature of the likelihood (observed information). NaN where the data do not determine the number: a
-        deviation that they only bound from above is the largest that is as likely within half a unit, so that the
-        filter does not trust what nothing speaks for.
+        deviation that they only bound from above is the largest that costs no more than a tenth of a unit of
+        log-likelihood, so that the filter does not trust what nothing speaks for.
     model : StateSpaceModel
         The plant with the parameters found; the filter now uses it.
     initial_mean, initial_cov : numpy.ndarray or None
@@ -338,6 +338,6 @@ def _bounded_from_above(negative_log_likelihood, point, errors, unknowns):
             trials = np.repeat(point[None], len(steps), axis=0)
             trials[:, place] += steps
             values = negative_log_likelihood(trials)
-            likely = values <= values[0] + 0.5
+            likely = values <= values[0] + 0.1
             point = trials[len(likely) - 1 if likely.all() else int(np.argmin(likely)) - 1]
     return point

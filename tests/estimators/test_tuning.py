@@ -132,7 +132,7 @@ def test_noise_that_is_not_determined_is_bounded_not_dismissed():
     estimator = est.KalmanFilter(model, plants.GaussianNoise([1e-6, 0.01], [0.04]))
     table = estimator.tune(data).table
     assert np.isnan(table.loc["process std hidden", "standard_error"])
-    assert table.loc["process std hidden", "estimate"] > 0.1  # the truth
+    assert table.loc["process std hidden", "estimate"] > 0.05  # 0.1 is the truth, 0.001 was the guess
     assert est.benchmark({"KF": estimator}, data)["nees"].item() < 1.2
 
 
