@@ -85,10 +85,12 @@ class Replay:
         ValueError
             Older than the lag or than the start, no such output, or a channel that was measured already.
         """
+        if not state.past:
+            raise ValueError("nothing has been stepped yet, so nothing can be late")
         if isinstance(delay, bool) or not isinstance(delay, int) or not 0 <= delay < len(state.past):
             raise ValueError(
-                f"delay must be an integer from 0 to {len(state.past) - 1} (lag = {self.lag}, steps kept "
-                f"{len(state.past)}), got {delay!r}"
+                f"delay must be an integer from 0 to {len(state.past) - 1} (lag {self.lag}, {len(state.past)} steps "
+                f"kept), got {delay!r}"
             )
         labels = self.model.output_labels
         names = list(labels) if sensor is None else [sensor] if isinstance(sensor, str) else list(sensor)
