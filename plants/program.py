@@ -169,15 +169,6 @@ class _Tape:
         self.nodes, self.known, self.limit = [], {}, limit
 
 
-_FOLD = {
-    "add": lambda a, b: a + b,
-    "sub": lambda a, b: a - b,
-    "mul": lambda a, b: a * b,
-    "div": lambda a, b: a / b,
-    "neg": lambda a: -a,
-}
-
-
 def is_truth(value) -> bool:
     """Whether a value is the outcome of a comparison, which is no number."""
     if not isinstance(value, Scalar):
@@ -239,15 +230,11 @@ def _constant(value):
 
 
 def _evaluate(operation, arguments):
-    if operation in _FOLD and not (operation == "div" and arguments[1] == 0):
-        return _FOLD[operation](*arguments)
+    """Evaluate what does not vary, as NumPy does."""
+    if operation == "select":
+        return arguments[1] if arguments[0] else arguments[2]
     with np.errstate(all="ignore"):
-        values = [np.float64(a) for a in arguments]
-        if operation in ("not", "select", "and", "or"):
-            values[0] = bool(values[0])
-        return float(
-            eval(_SOURCE[operation][1].format(*(f"v[{i}]" for i in range(len(values)))), {**_NUMPY, "v": values})
-        )
+        return float(_ON_CONSTANTS[operation](*(np.float64(a) for a in arguments)))
 
 
 def _shortened(operation, arguments):
@@ -337,6 +324,7 @@ UFUNCS |= {
     "logical_not": "not",
     "arctan2": "arctan2",
 }
+_ON_CONSTANTS = {operation: getattr(np, name) for name, operation in UFUNCS.items() if hasattr(np, name)}
 
 
 def derivatives(values: Sequence, by: Sequence[Scalar]) -> np.ndarray:
