@@ -73,6 +73,14 @@ def check_record(model: StateSpaceModel, u, y) -> tuple[torch.Tensor, torch.Tens
     return u.expand(*lead, *u.shape[-2:]), y.expand(*lead, *y.shape[-2:])
 
 
+def channels_of(sensor, labels) -> list[int]:
+    """Return the places of the outputs that a sensor, one label or several, names."""
+    names = list(sensor) if isinstance(sensor, list | tuple) else [sensor]
+    if any(name not in labels for name in names) or len(set(names)) < len(names):
+        raise ValueError(f"sensor must name different outputs of {list(labels)}, got {names}")
+    return [labels.index(name) for name in names]
+
+
 def stack_steps(step: Callable, state, count: int, progress=lambda steps: steps) -> Estimate:
     """Run ``step(state, k) -> (state, estimate)`` over a record and stack the estimates along its time axis.
 

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from estimators.base import Estimate, Estimator, check_measurement
+from estimators.base import Estimate, Estimator, channels_of, check_measurement
 from plants.arrays import as_tensor
 
 
@@ -93,14 +93,12 @@ class Replay:
                 f"kept), got {delay!r}"
             )
         labels = self.model.output_labels
-        names = list(labels) if sensor is None else [sensor] if isinstance(sensor, str) else list(sensor)
-        if any(name not in labels for name in names) or len(set(names)) < len(names):
-            raise ValueError(f"sensor must name different outputs of {list(labels)}, got {names}")
+        channels = list(range(len(labels))) if sensor is None else channels_of(sensor, labels)
         at = len(state.past) - 1 - delay
         belief, u, early = state.past[at]
-        y = as_tensor(y, "y", len(names), finite=False)
+        y = as_tensor(y, "y", len(channels), finite=False)
         late = y.new_full((*y.shape[:-1], len(labels)), torch.nan)
-        late[..., [labels.index(name) for name in names]] = y
+        late[..., channels] = y
         late, early = torch.broadcast_tensors(late, early)
         twice = ~torch.isnan(late) & ~torch.isnan(early)
         if bool(twice.any()):

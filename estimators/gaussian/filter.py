@@ -8,7 +8,7 @@ from numbers import Real
 
 import torch
 
-from estimators.base import Estimate, check_measurement, check_record, stack_steps
+from estimators.base import Estimate, channels_of, check_measurement, check_record, stack_steps
 from estimators.gaussian.bounds import as_bounds, project
 from estimators.gaussian.dispatch import alone, flattened, gate_thresholds, pattern_of, programs_for
 from estimators.gaussian.robust import student_correction
@@ -258,7 +258,7 @@ class GaussianFilter(ABC):
 
     def _measured(self, y, u, sensor, R):
         labels = self.model.output_labels
-        channels = list(range(len(labels))) if sensor is None else _channels(sensor, labels)
+        channels = list(range(len(labels))) if sensor is None else channels_of(sensor, labels)
         if sensor is not None:
             y = [y] if len(channels) == 1 and (isinstance(y, Real) or getattr(y, "ndim", 1) == 0) else y
             y = _spread(as_tensor(y, "y", len(channels), finite=False), channels, len(labels), torch.nan)
@@ -431,15 +431,6 @@ class GaussianFilter(ABC):
 
 def _is_real(value):
     return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _channels(sensor, labels):
-    names = (
-        [sensor] if isinstance(sensor, str) else list(sensor) if isinstance(sensor, list | tuple) else [repr(sensor)]
-    )
-    if any(name not in labels for name in names) or len(set(names)) < len(names):
-        raise ValueError(f"sensor must name different outputs of {list(labels)}, got {names}")
-    return [labels.index(name) for name in names]
 
 
 def _spread(values, channels, count, fill):
