@@ -2,7 +2,9 @@
 
 from estimators.base import Estimate, Estimator
 from estimators.benchmark import benchmark
-from estimators.certificates import Certificate, certify
+from estimators.certificates.certify import certify, refine
+from estimators.certificates.feedforward import lipschitz_bound
+from estimators.certificates.result import Certificate
 from estimators.consistency import consistency
 from estimators.gaussian import (
     CubatureKalmanFilter,
@@ -58,12 +60,14 @@ __all__ = [
     "benchmark",
     "certify",
     "consistency",
+    "lipschitz_bound",
     "load",
     "observability",
     "plot_consistency",
     "plot_error_decay",
     "plot_estimates",
     "plot_training",
+    "refine",
     "run",
     "smooth",
     "steady_state",

@@ -13,7 +13,8 @@ import pandas as pd
 import xarray as xr
 
 from estimators.benchmark import benchmark
-from estimators.certificates import Certificate, certify
+from estimators.certificates.certify import certify
+from estimators.certificates.result import Certificate
 from estimators.design import noise_of
 from estimators.gaussian import ExtendedKalmanFilter, UnscentedKalmanFilter
 from estimators.observer import R2DNObserver

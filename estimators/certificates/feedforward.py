@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 
 from estimators.certificates.rigorous import SAFETY, norm_bound, positive_definite_margin, product
-from estimators.networks.matrices import R2DNMatrices
+from estimators.networks.lipschitz import SandwichMatrices
 
 ROUND_UP = 1 + 4 * np.finfo(float).eps
 
@@ -75,17 +75,17 @@ SAFETY_SUM = 1 + 1e-14
 """Covers the rounding of a few additions and products of positive numbers."""
 
 
-def network_bound(matrices: R2DNMatrices) -> float:
-    """Rigorous upper bound of the network's Lipschitz constant for its stored layers.
+def network_bound(layers: Sequence[SandwichMatrices], linear_output: bool) -> float:
+    """Rigorous upper bound of the Lipschitz constant of sandwich layers as stored.
 
     A layer sqrt(2) A' Psi sigma(sqrt(2) Psi^-1 B h + b) has slope A'(2J)B with 0 <= J <= I diagonal, and
     2 a'J b <= |a + b|^2 / 2 <= lambda_max(A A' + B B') for a = A y, b = B x of unit x, y. By
     construction that is 1; in stored floats it is bounded here, layer by layer.
     """
     bound = 1.0
-    for index, layer in enumerate(matrices.network):
+    for index, layer in enumerate(layers):
         A_T, B = layer.A_T.detach().cpu().double().numpy(), layer.B.detach().cpu().double().numpy()
-        linear = matrices.linear_output and index == len(matrices.network) - 1
+        linear = linear_output and index == len(layers) - 1
         gram, error = product(B, B.T)
         if not linear:
             other, more = product(A_T.T, A_T)

@@ -121,12 +121,12 @@ def test_margin_is_confirmed_in_exact_arithmetic():
 def test_network_bound_is_never_below_the_true_constant():
     for seed in range(10):
         matrices = random_matrices(seed)
-        bound = network_bound(matrices)
+        bound = network_bound(matrices.network, True)
         assert 1 - 1e-12 <= bound <= 1 + 1e-9
         # scaling B by 1.01 raises the layer's slope; the bound must notice (O11: fails loudly after certification)
         layer = matrices.network[0]
         louder = matrices._replace(network=(layer._replace(B=1.01 * layer.B), *matrices.network[1:]))
-        assert network_bound(louder) > 1.001
+        assert network_bound(louder.network, True) > 1.001
 
 
 def test_scaled_network_weight_spoils_the_certificate():

@@ -1,0 +1,267 @@
+"""One door to every certificate."""
+
+from collections.abc import Mapping
+from itertools import product as pairs
+
+import numpy as np
+import xarray as xr
+
+from estimators.certificates.dissipation import EPS
+from estimators.certificates.feedforward import network_bound
+from estimators.certificates.linear_matrix import certify_matrices
+from estimators.certificates.loops import Loop
+from estimators.certificates.refine import fastest, gains, overall_gain, refine_loop
+from estimators.certificates.result import Certificate
+from estimators.gaussian.kalman import KalmanFilter, steady_state
+from estimators.luenberger import LuenbergerObserver
+from estimators.metrics import errors
+from estimators.networks.lipschitz import LipschitzNetwork
+from estimators.networks.matrices import R2DNMatrices
+from estimators.networks.recurrent import Recurrent
+from estimators.networks.ren import RENMatrices
+from estimators.observer import R2DNObserver
+from plants.schema import to_tensors, validate
+
+MOST_GAINS = 64
+"""With more pairs of channels than these the states are taken together."""
+
+
+def certify(subject, dataset: xr.Dataset | None = None, *, region: Mapping | None = None) -> Certificate:
+    """Say whether an estimator forgets its start, how fast, in which metric, and how strongly noise moves it.
+
+    What is claimed, and how it is checked, depends on the subject:
+
+    - **R2DN observer, R2DN, REN, explicit matrices**: the contraction inequality (mathematics.md, 3-5) in the designed
+      metric and at the designed rate, with the Lipschitz bound or supply rate if there is one; `bound` is the smallest
+      rate that this metric is proved for. An observer's or network's evidence also holds the smallest rate in any
+      metric (see :func:`refine`), and its `gains`.
+    - **Luenberger observer or Kalman filter of a linear plant**: the same for its closed loop; of a Kalman filter, in
+      its steady state.
+    - **LipschitzNetwork**: its Lipschitz constant.
+
+    ``'proved'`` means that every rounding error of the check is bounded, for the float64 matrices as the
+    observer steps with; rounding of its own steps is not part of the claim. Contraction alone is not tracking: with
+    `dataset` the evidence of an observer holds the correctness residual, how far one step from the true state misses
+    the model's next state.
+
+    Parameters
+    ----------
+    subject : object
+        As above.
+    dataset : xarray.Dataset, optional
+        Trajectories with true states.
+    region : mapping, optional
+        Not for these subjects.
+
+    Returns
+    -------
+    Certificate
+
+    Raises
+    ------
+    TypeError
+        A subject that none of these is.
+    ValueError
+        Matrices that are not finite or not what the claim presupposes, or an observer without data.
+    """
+    if isinstance(subject, R2DNMatrices | RENMatrices):
+        return certify_matrices(subject)
+    if isinstance(subject, LipschitzNetwork):
+        return _lipschitz(subject)
+    if isinstance(subject, Recurrent):
+        return _recurrent(subject)
+    if isinstance(subject, R2DNObserver):
+        certificate = _observer(subject)
+        if dataset is not None:
+            certificate.evidence["correctness residual (RMS per state)"] = correctness_residual(subject, dataset)
+        return certificate
+    if isinstance(subject, LuenbergerObserver | KalmanFilter) and subject.model.matrices is not None:
+        return _linear(subject)
+    raise TypeError(
+        f"certify takes an R2DNObserver, R2DN, REN, R2DNMatrices or RENMatrices, got {type(subject).__name__}"
+    )
+
+
+def refine(subject, rate: float | None = None) -> Certificate:
+    """For an observer or network as it is: the smallest rate of contraction, or the best metric at a rate.
+
+    Contraction is a property of the system, the designed metric only one witness of it: with the matrices
+    fixed, others may show a smaller rate, or contain less overshoot.
+
+    Parameters
+    ----------
+    subject : R2DNObserver, R2DN, REN, R2DNMatrices or RENMatrices, LuenbergerObserver or KalmanFilter of a linear plant
+        What `certify` proves.
+    rate : float, optional
+        Find the metric of least condition number at this rate (a semidefinite programme, small systems). Default: the
+        smallest rate there is a metric for (Riccati equations, any size).
+
+    Returns
+    -------
+    Certificate
+        Proved like the rest.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `certify`; `rate` below the smallest or above 1; a subject that is not proved to begin with.
+    """
+    if rate is not None and not 0 < rate <= 1:
+        raise ValueError(f"rate must be in (0, 1], got {rate!r}")
+    scale = 1.0
+    if isinstance(subject, LuenbergerObserver | KalmanFilter):
+        designed, loop, P = _linear_start(subject)
+    else:
+        matrices = subject.explicit() if isinstance(subject, R2DNObserver | Recurrent) else subject
+        if isinstance(subject, R2DNObserver):
+            scale = subject.coordinates.state_scale.numpy()
+        designed = certify(matrices)
+        loop, P = Loop.of(matrices), designed.metric
+    if designed.verdict != "proved":
+        raise ValueError(f"nothing to refine: {designed}")
+    found = refine_loop(loop, P, designed.bound, rate)
+    return Certificate(
+        found.property,
+        found.verdict,
+        found.bound,
+        found.margin,
+        _in_units(found.metric, scale),
+        evidence=found.evidence,
+    )
+
+
+def _in_units(P, scale):
+    return P / (scale * np.reshape(scale, (-1, 1)))
+
+
+def _observer(observer):
+    matrices, coordinates, model = observer.explicit(), observer.coordinates, observer.model
+    found = certify_matrices(matrices)
+    table, evidence = None, found.evidence
+    if found.verdict == "proved":
+        loop = Loop.of(matrices)
+        evidence["smallest rate in any metric"] = fastest(loop, found.metric, found.bound)[0]
+        scale = coordinates.state_scale.numpy()
+        table = _gains(
+            loop,
+            found.metric,
+            ("filtered", "predicted"),
+            model,
+            np.concatenate([scale, scale]),
+            coordinates.input_scale.numpy(),
+        )
+    return Certificate(
+        found.property,
+        found.verdict,
+        found.bound,
+        found.margin,
+        _in_units(found.metric, coordinates.state_scale.numpy()),
+        evidence=evidence,
+        gains=table,
+    )
+
+
+def _gains(loop, P, kinds, model, output_scale, input_scale):
+    """From each measurement to each estimate; the states together, in units of `output_scale`, where they are many."""
+    inputs = {label: model.ninputs + j for j, label in enumerate(model.output_labels)}
+    dims, n = ("kind", "state", "measurement"), model.nstates
+    if len(kinds) * n * len(inputs) <= MOST_GAINS:
+        outputs = [
+            ((kind, s), [k * n + i]) for (k, kind), (i, s) in pairs(enumerate(kinds), enumerate(model.state_labels))
+        ]
+        units = [output_scale[i] for _, (i,) in outputs]
+    else:
+        outputs = [((kind, "all, scaled"), list(range(k * n, k * n + n))) for k, kind in enumerate(kinds)]
+        units = [1.0] * len(kinds)
+    return gains(loop, P, inputs, outputs, units, input_scale, dims)
+
+
+def _recurrent(network):
+    matrices = network.explicit()
+    found = certify_matrices(matrices)
+    if found.verdict != "proved":
+        return found
+    loop, P = Loop.of(matrices), found.metric
+    _, _, nu, ny = loop.sizes
+    found.evidence["smallest rate in any metric"] = fastest(loop, P, found.bound)[0]
+    found.evidence["smallest Lipschitz bound from input to output"] = overall_gain(loop, P)
+    if nu * ny > MOST_GAINS:
+        return found
+    inputs, outputs = {f"u[{j}]": j for j in range(nu)}, [((f"y[{i}]",), [i]) for i in range(ny)]
+    table = gains(loop, P, inputs, outputs, np.ones(ny), np.ones(nu), ("output", "input"))
+    return Certificate(
+        found.property, found.verdict, found.bound, found.margin, P, evidence=found.evidence, gains=table
+    )
+
+
+def _lipschitz(network):
+    layers = network.explicit()
+    if not all(
+        np.isfinite(part.detach().cpu().numpy()).all() for layer in layers for part in layer if part is not None
+    ):
+        raise ValueError("the network holds values that are not finite")
+    found = network_bound(layers, network.linear_output)
+    bound = float(network.bound * found * (1 + 4 * EPS))
+    evidence = {"designed bound": network.bound, "excess of the stored layers": found - 1}
+    return Certificate("Lipschitz bound, from input to output", "proved", bound, float("nan"), None, evidence=evidence)
+
+
+def _linear_start(subject):
+    """Form the closed loop of a linear observer, and a certificate in the metric of a Lyapunov equation."""
+    model = subject.model
+    if model.matrices is None:
+        raise TypeError(f"the plant {model.name!r} is not linear: give region=, where its Jacobians are looked at")
+    if isinstance(subject, KalmanFilter):
+        noise = subject.noise
+        A, _, C, _ = model.matrices
+        gain, form = steady_state(A, C, noise.process_cov, noise.measurement_cov).filter_gain, "filter"
+        what = "contraction of the Kalman filter in its steady state"
+    else:
+        gain, form = subject.gain.numpy(), subject.form
+        what = "contraction of the linear observer"
+    loop = Loop.linear(model.matrices, gain, form)
+    values, vectors = np.linalg.eig(loop.A)
+    fast = int(np.abs(values).argmax())
+    radius = float(np.abs(values[fast]))
+    evidence = {"spectral radius": radius}
+    inequality = loop.contraction()
+    for rate in ((3 * radius + 1) / 4, (radius + 3) / 4) if radius < 1 else ():
+        for P in inequality.metrics(rate, model.operating_region.state_width):
+            here = inequality.with_metric(P)
+            result = here.prove(rate)
+            if result.verdict == "proved":
+                bound = here.smallest_rate(rate)
+                return Certificate(what, "proved", bound, result.margin, P, evidence=evidence), loop, P
+    evidence["direction"] = np.real(vectors[:, fast])
+    verdict = "refuted" if radius > 1 + 1e-9 else "inconclusive"
+    return Certificate(what, verdict, radius, 1 - radius, None, evidence=evidence), loop, None
+
+
+def _linear(subject):
+    found, loop, P = _linear_start(subject)
+    if found.verdict != "proved":
+        return found
+    model, kinds = subject.model, ("filtered", "predicted")
+    if len(loop.C2) == model.nstates:
+        kinds = ("predicted",)
+    rate, here = fastest(loop, P, found.bound)
+    scale = np.ones(len(loop.C2)), np.ones(loop.B2.shape[1])
+    table = _gains(loop, P, kinds, model, *scale)
+    return Certificate(
+        found.property, "proved", rate, here.prove(rate).margin, here.P, evidence=found.evidence, gains=table
+    )
+
+
+def correctness_residual(observer: R2DNObserver, dataset: xr.Dataset) -> np.ndarray:
+    """RMS over data of the observer's step from the true state minus the model's, per state, in the plant's units.
+
+    The measurement is the noise-free one, y = h(x, u), and the start-up signal has faded: a correct observer has
+    residual zero.
+    """
+    validate(dataset, observer.model, states=True)
+    x, u, _ = to_tensors(dataset)
+    x, u = x.flatten(0, 1), u.flatten(0, 1)
+    state = observer.init(x)._replace(startup=0.0)
+    state, _ = observer.step(state, u, observer.model.output(x, u))
+    predicted = observer.coordinates.to_plant(state.predicted)
+    return np.sqrt(np.mean(np.square(errors(observer.model, predicted, observer.model.step(x, u))), axis=0))
