@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 import numpy as np
+import scipy.stats
 
 from plants.arrays import as_covariance, as_tensor, covariance_factor
 
@@ -125,6 +126,43 @@ class OutlierNoise(GaussianNoise):
         """Draw measurement noise, (*shape, noutputs)."""
         outlier = rng.random(shape) < self.probability
         return super().measurement(rng, *shape) * np.where(outlier, self.scale, 1.0)[..., None]
+
+
+@dataclass(frozen=True, eq=False)
+class BoundedNoise(GaussianNoise):
+    """Gaussian noise without its tails: draws beyond a bound are drawn again.
+
+    What an error bound for bounded noise presupposes. The covariances are those of the Gaussian before.
+
+    Parameters
+    ----------
+    process_cov, measurement_cov, input_cov : array_like
+        As for :class:`GaussianNoise`; for channels that are correlated the bound is on the independent parts.
+    bound : float
+        In standard deviations, positive.
+    """
+
+    bound: float = 3.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.bound > 0:
+            raise ValueError(f"bound must be positive, got {self.bound}")
+
+    def _unit(self, rng: np.random.Generator, shape: tuple) -> np.ndarray:
+        """Truncated white noise, by the quantiles of what is left."""
+        tail = scipy.stats.norm.cdf(-self.bound)
+        return scipy.stats.norm.ppf(rng.uniform(tail, 1 - tail, shape))
+
+    @property
+    def process_bound(self) -> np.ndarray:
+        """Largest process noise of each state, (nstates,)."""
+        return self.bound * np.abs(covariance_factor(self.process_cov)).sum(1)
+
+    @property
+    def measurement_bound(self) -> np.ndarray:
+        """Largest measurement noise of each output, (noutputs,)."""
+        return self.bound * np.abs(covariance_factor(self.measurement_cov)).sum(1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -412,15 +412,15 @@ class Program:
         tape = _Tape(limit)
         inputs = [Scalar(tape, "input", ()) for _ in range(count)]
         self.outputs = [v if isinstance(v, Scalar) else _constant(v) for v in build(*inputs)]
-        self._nodes = _reachable(self.outputs)
+        self.nodes = _reachable(self.outputs)
         self._count = count
-        self.operations = sum(node.operation != "input" for node in self._nodes)
+        self.operations = sum(node.operation != "input" for node in self.nodes)
         self._on_floats = self._compile(0, _MATH)
         self._on_arrays = self._compile(1, _NUMPY)
 
     def _compile(self, kind, scope):
         last = {}
-        for node in self._nodes:
+        for node in self.nodes:
             for argument in node.arguments:
                 if isinstance(argument, Scalar):
                     last[argument.index] = node.index
@@ -431,7 +431,7 @@ class Program:
             return names[value.index] if isinstance(value, Scalar) else f"({value!r})" if value < 0 else repr(value)
 
         lines = []
-        for node in self._nodes:
+        for node in self.nodes:
             if node.operation == "input":
                 continue
             source = _SOURCE[node.operation][kind].format(*(name(a) for a in node.arguments))

@@ -84,12 +84,16 @@ class Response:
         unit : numpy.ndarray
             (nx,), sizes of the states.
         """
-        square, tau = self.guess(inputs, outputs)
         loop = self.loop.channels(inputs, outputs)
         _, nv, nu, _ = loop.sizes
+        if not any(m.any() for m in (loop.B2, loop.D12, loop.D22)) or not any(
+            m.any() for m in (loop.C2, loop.D21, loop.D22)
+        ):
+            return 0.0
+        square, tau = self.guess(inputs, outputs)
         if not np.isfinite(square):
             return np.inf
-        floor = 1e-16 * max(float(np.square(np.abs(self.y)).sum((1, 2)).max()), np.finfo(float).tiny)
+        floor = 1e-16 * float(np.square(np.abs(self.y)).sum((1, 2)).max())
         size = max(square, floor)  # a channel that does nothing still needs a positive number
         for excess in EXCESSES:
             target = float(size * (1 + excess) ** 2)

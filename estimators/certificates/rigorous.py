@@ -71,3 +71,41 @@ def positive_definite_margin(value: np.ndarray, error: np.ndarray) -> float:
             continue
         return float((shift - needed) / SAFETY) if shift > needed else TINY
     return -1.0
+
+
+def positive_definite_each(values: np.ndarray, errors: np.ndarray) -> np.ndarray:
+    """Prove many small symmetric matrices positive definite, as :func:`positive_definite_margin` proves one.
+
+    Parameters
+    ----------
+    values, errors : numpy.ndarray
+        (count, n, n).
+
+    Returns
+    -------
+    numpy.ndarray
+        (count,) of bool: True where proved.
+    """
+    diagonal = np.einsum("kii->ki", values)
+    proved = np.isfinite(values).all((1, 2)) & np.isfinite(errors).all((1, 2)) & (diagonal > 0).all(1)
+    index = np.flatnonzero(proved)
+    scale = 2.0 ** -np.round(np.log2(diagonal[index]) / 2)
+    both = scale[:, :, None] * scale[:, None, :]
+    value, error, n = values[index] * both, errors[index] * both, values.shape[1]
+    value = np.tril(value) + np.swapaxes(np.tril(value, -1), 1, 2)
+    size = np.einsum("kii->ki", value)
+    bounded = gamma(n + 1)
+    cholesky = SAFETY * bounded / (1 - bounded) * size.sum(1) + 4 * n * (n + diagonal[index].max(1) + 1) * TINY
+    needed = SAFETY * (np.sqrt(np.square(error).sum((1, 2))) * SAFETY + cholesky + 2 * UNIT * size.max(1))
+    clear = np.linalg.eigvalsh(value)[:, 0] > 1.01 * needed + 1e-14 * n
+    proved[index[~clear]] = False
+    shifted = value[clear] - needed[clear, None, None] * np.eye(n)
+    try:
+        np.linalg.cholesky(shifted)
+    except np.linalg.LinAlgError:
+        for place, matrix in zip(index[clear], shifted, strict=True):
+            try:
+                np.linalg.cholesky(matrix)
+            except np.linalg.LinAlgError:
+                proved[place] = False
+    return proved
