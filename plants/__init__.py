@@ -10,7 +10,7 @@ from plants.catalog.pendulum import pendulum
 from plants.catalog.quadruple_tank import quadruple_tank
 from plants.catalog.van_der_pol import van_der_pol
 from plants.model import StateSpaceModel, discretize
-from plants.noise import BiasedNoise, GaussianNoise, OutlierNoise
+from plants.noise import BiasedNoise, BoundedNoise, GaussianNoise, OutlierNoise
 from plants.parameters import parameters_as_inputs, parameters_as_states, with_parameters
 from plants.region import OperatingRegion
 from plants.schema import cut, from_arrays, from_csv, load_dataset, save_dataset, split, to_tensors, validate
@@ -19,6 +19,7 @@ from plants.simulate import simulate
 __all__ = [
     "SCENARIOS",
     "BiasedNoise",
+    "BoundedNoise",
     "GaussianNoise",
     "OperatingRegion",
     "OutlierNoise",

@@ -150,7 +150,7 @@ class BoundedNoise(GaussianNoise):
             raise ValueError(f"bound must be positive, got {self.bound}")
 
     def _unit(self, rng: np.random.Generator, shape: tuple) -> np.ndarray:
-        """Truncated white noise, by the quantiles of what is left."""
+        """Draw truncated white noise, by the quantiles of what is left."""
         tail = scipy.stats.norm.cdf(-self.bound)
         return scipy.stats.norm.ppf(rng.uniform(tail, 1 - tail, shape))
 

@@ -110,7 +110,7 @@ def refine(subject, rate: float | None = None) -> Certificate:
         raise ValueError(f"rate must be in (0, 1], got {rate!r}")
     scale = 1.0
     if isinstance(subject, LuenbergerObserver | KalmanFilter):
-        designed, loop, P = _linear_start(subject)
+        designed, loop, P = linear_start(subject)
     else:
         matrices = subject.explicit() if isinstance(subject, R2DNObserver | Recurrent) else subject
         if isinstance(subject, R2DNObserver):
@@ -206,7 +206,7 @@ def _lipschitz(network):
     return Certificate("Lipschitz bound, from input to output", "proved", bound, float("nan"), None, evidence=evidence)
 
 
-def _linear_start(subject):
+def linear_start(subject):
     """Form the closed loop of a linear observer, and a certificate in the metric of a Lyapunov equation."""
     model = subject.model
     if model.matrices is None:
@@ -238,7 +238,7 @@ def _linear_start(subject):
 
 
 def _linear(subject):
-    found, loop, P = _linear_start(subject)
+    found, loop, P = linear_start(subject)
     if found.verdict != "proved":
         return found
     model, kinds = subject.model, ("filtered", "predicted")

@@ -1,0 +1,291 @@
+"""How far an estimate can be from the plant's state: tubes from a contraction certificate (mathematics.md, 9)."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import product as corners
+
+import numpy as np
+import torch
+import xarray as xr
+
+from estimators.certificates.dissipation import EPS, InMetric, Term, add_terms
+from estimators.certificates.invariant import bounded_noise_tube
+from estimators.certificates.refine import fastest, units_of
+from estimators.certificates.rigorous import positive_definite_margin
+from estimators.certificates.tracker import Tracker, check_same_plant
+from estimators.metrics import errors
+from plants.arrays import as_tensor
+from plants.schema import to_tensors, validate
+
+RATES = 8
+"""Rates at which the decay of a wrong start is bounded; the tube takes the smallest bound at each time."""
+
+
+@dataclass(frozen=True, eq=False)
+class ErrorBound:
+    """A tube around an observer's estimates.
+
+    Attributes
+    ----------
+    half_width : xarray.DataArray
+        (kind, time, state), in the plant's units: the true state is within this of the estimate.
+    verdict : str
+        ``'sampled'``: with the probability in `statement`; ``'proved'``: for certain, under what it says.
+    statement : str
+        What the tube means, and on what it rests.
+    probability : float
+        With which a fresh trajectory stays inside at all times, 1 where proved.
+    evidence : dict
+        Numbers behind it; what limits it.
+    """
+
+    half_width: xr.DataArray
+    verdict: str
+    statement: str
+    probability: float
+    evidence: dict = field(default_factory=dict)
+
+    @property
+    def steady(self) -> xr.DataArray:
+        """Half-width when the start is forgotten, (kind, state): the largest in the last quarter of the record."""
+        return self.half_width.isel(time=slice(-max(1, self.half_width.sizes["time"] // 4), None)).max("time")
+
+    def __str__(self) -> str:
+        lines = [f"error tube: {self.verdict.upper()}", f"  {self.statement}"]
+        for kind in self.half_width["kind"].values:
+            widths = self.steady.sel(kind=kind)
+            text = ", ".join(f"{s} {float(w):.4g}" for s, w in zip(widths["state"].values, widths.values, strict=True))
+            lines.append(f"  steady half-width, {kind}: {text}")
+        lines += [
+            f"  {name}: {value if isinstance(value, str) else np.array2string(np.asarray(value), precision=4)}"
+            for name, value in self.evidence.items()
+        ]
+        return "\n".join(lines)
+
+    def violations(self, observer, dataset: xr.Dataset, x0) -> np.ndarray:
+        """Count where trajectories leave the tube.
+
+        Parameters
+        ----------
+        observer : R2DNObserver or LuenbergerObserver
+            Whose tube it is.
+        dataset : xarray.Dataset
+            Trajectories with true states, no longer than the tube.
+        x0 : array_like
+            (trajectory, nstates), starts of the observer, within the start error allowed.
+
+        Returns
+        -------
+        numpy.ndarray
+            (trajectory,) of bool: True where some state was outside at some time.
+        """
+        found = _errors(observer, dataset, as_tensor(x0, "x0", observer.model.nstates))
+        width = self.half_width.transpose("kind", "time", "state").values[:, : dataset.sizes["time"]]
+        return np.any(np.abs(found) > width[:, None], axis=(0, 2, 3))
+
+
+def certify_error(
+    observer,
+    model,
+    where: xr.Dataset | Mapping,
+    *,
+    start_error=None,
+    measurement_bound=None,
+    disturbance_bound=None,
+    probability: float = 0.99,
+    seed: int = 0,
+) -> ErrorBound:
+    """Bound the error of a contracting observer on a plant, over time, from any start.
+
+    **Without noise bounds** (`where` a dataset) the trajectories are a sample of what the plant and its noise
+    do. The observer started at the true state makes an error that is only theirs; from any other start its run
+    approaches that one by the certificate. So with s_i(t) the first, of which a quantile over trajectories is
+    taken (split conformal prediction: half of them give its shape in time, half its size), and e the start error,
+
+        |x_hat_i(t) - x_i(t)| <= s_i(t) + min over proved (rate, P) of rho_i(P) rate^t |e|_P,
+
+    for a fresh trajectory of the same kind with the stated probability at all times together, whatever the start.
+
+    **With noise bounds** the measurement noise and the disturbance of each step may be anything within them, at worst
+    against the observer. The observer's place z = pi(x) for each plant state is fitted; its residual, pi(f(x, u) + d) -
+    f_o(pi(x), u, h(x)), is bounded by sampling, along the trajectories of a dataset or over a region;
+    and an ellipsoid about pi(x) that no noise and residual can leave is found for each state by a semidefinite
+    programme over rate and metric, and proved.
+
+    Parameters
+    ----------
+    observer : R2DNObserver, or LuenbergerObserver of a linear plant
+        Proved to be contracting.
+    model : StateSpaceModel
+        The plant it is to track: its own, or another with the same labels (a changed parameter).
+    where : xarray.Dataset or mapping
+        Trajectories with true states, or with noise bounds also a region ``{label: (lower, upper)}`` of states and
+        inputs; labels left out are as in the model's operating region.
+    start_error : array_like, optional
+        (nstates,), how far the observer's start may be from the true state, each state. Default: the width of the
+        operating region.
+    measurement_bound : array_like, optional
+        (noutputs,), largest measurement noise of each output.
+    disturbance_bound : array_like, optional
+        (nstates,), largest disturbance of each state per step. Default, if `measurement_bound` is given: none.
+    probability : float
+        Wanted for a fresh trajectory, without noise bounds.
+    seed : int
+        Of sampling.
+
+    Returns
+    -------
+    ErrorBound
+
+    Raises
+    ------
+    TypeError
+        An observer without certificate.
+    ValueError
+        Observer, model and data do not fit together; too few trajectories for the probability; a region that data
+        leave, or is empty; bounds that are negative.
+    """
+    tracker = Tracker.of(observer)
+    check_same_plant(observer, model)
+    width = model.operating_region.state_width if start_error is None else start_error
+    start = _bound(width, "start_error", model.nstates)
+    if measurement_bound is None and disturbance_bound is None:
+        if not isinstance(where, xr.Dataset):
+            raise ValueError("over a region, measurement_bound is needed (zeros for noise-free measurements)")
+        return _from_trajectories(tracker, observer, model, where, start, probability)
+    noise = _bound(np.zeros(model.noutputs) if measurement_bound is None else measurement_bound, "measurement_bound", model.noutputs)
+    disturbance = _bound(np.zeros(model.nstates) if disturbance_bound is None else disturbance_bound, "disturbance_bound", model.nstates)
+    found = bounded_noise_tube(tracker, observer, model, where, start, noise, disturbance, seed)
+    return ErrorBound(*found)
+
+
+def _bound(value, name, size):
+    value = as_tensor(value, name).numpy()
+    if value.shape != (size,) or (value < 0).any():
+        raise ValueError(f"{name} must be {size} numbers that are not negative, got {value}")
+    return value
+
+
+def _from_trajectories(tracker, observer, model, dataset, start, probability):
+    validate(dataset, model, states=True)
+    if not 0 < probability < 1:
+        raise ValueError(f"probability must be between 0 and 1, got {probability!r}")
+    count = dataset.sizes["trajectory"]
+    half = count - count // 2
+    rank = math.ceil((half + 1) * probability)
+    if rank > half or count < 4:
+        raise ValueError(
+            f"a probability of {probability:g} takes {2 * math.ceil(probability / (1 - probability))} trajectories, "
+            f"the dataset has {count}: half of them give the tube its shape, half its size"
+        )
+    x, _, _ = to_tensors(dataset)
+    found = np.abs(_errors(observer, dataset, x[:, 0], model))  # (kind, trajectory, time, state)
+    shape = np.sqrt(np.square(found[:, : count - half]).mean(1))
+    shape = np.maximum(shape, 0.1 * shape.max(1, keepdims=True) + np.finfo(float).tiny)
+    scores = (found[:, count - half :] / shape[:, None]).max((0, 2, 3))
+    size = float(np.sort(scores)[rank - 1])
+    decay, rates = _forgetting(tracker, start, dataset.sizes["time"])
+    tube = size * shape + decay
+    largest = found[..., -max(1, found.shape[2] // 4) :, :].max((1, 2))
+    bound = _labelled(tube, tracker.kinds, dataset, model)
+    result = ErrorBound(
+        bound,
+        "sampled",
+        f"a fresh trajectory drawn like these stays inside at all times with probability {probability:.2%} (split "
+        f"conformal prediction, {half} of {count} trajectories), from any start whose error is below start_error, for "
+        "which the contraction certificate is proved",
+        probability,
+        {
+            "start_error": start,
+            "certified rates of forgetting": f"{rates[0]:.4f} to {rates[-1]:.4f}",
+            "largest error seen after settling": "; ".join(
+                f"{kind} {np.array2string(v, precision=4)}" for kind, v in zip(tracker.kinds, largest, strict=True)
+            ),
+        },
+    )
+    result.evidence["steady half-width over largest error"] = result.steady.values / np.maximum(largest, 1e-300)
+    return result
+
+
+def _errors(observer, dataset, x0, model=None):
+    """Errors of all kinds of estimates from given starts, (kind, trajectory, time, state)."""
+    x, u, y = to_tensors(dataset)
+    estimate = observer.estimate_sequence(observer.init(x0), u, y)
+    found = [e for e in (estimate.filtered, estimate.predicted) if e is not None]
+    return np.stack([errors(model or observer.model, e, x) for e in found])
+
+
+def _forgetting(tracker, start, steps):
+    """Bound on the difference that a wrong start makes, (kind, time, state), and the rates used."""
+    loop, n = tracker.loop, len(tracker.state_scale)
+    least, _ = fastest(loop, tracker.metric, tracker.rate)
+    inequality, unit = loop.contraction(), units_of(loop, tracker.metric)
+    proved = [(tracker.rate, inequality.with_metric(tracker.metric))]
+    for rate in np.linspace(least, 1.0, RATES + 1)[:-1]:
+        for P in list(inequality.metrics(rate, unit))[:3]:
+            here = inequality.with_metric(P)
+            if here.prove(rate).verdict == "proved":
+                proved.append((rate, here))
+    times = np.arange(steps)
+    best = np.full((len(tracker.kinds), steps, n), np.inf)
+    vertices = np.array(list(corners((-1, 1), repeat=n))) if n <= 12 else None
+    box = np.zeros(len(loop.A))
+    box[:n] = start / tracker.state_scale
+    for rate, here in proved:
+        if vertices is not None:
+            places = vertices * box[:n]
+            distance = math.sqrt(max(np.einsum("ki,ij,kj->k", places, here.P[:n, :n], places).max(), 0.0))
+        else:  # the box lies in the sum of its axes
+            distance = float((np.sqrt(np.diag(here.P)) * box).sum())
+        for k, kind in enumerate(tracker.kinds):
+            for i in range(n):
+                size = readout_bound(tracker, here, kind, i) * tracker.state_scale[i] * distance * (1 + 1e-9)
+                late = times - 1 if kind == "predicted" else times
+                value = size * rate ** np.maximum(late, 0)
+                if kind == "predicted":
+                    value[0] = start[i]  # before the first measurement the estimate is the start itself
+                best[k, :, i] = np.minimum(best[k, :, i], value)
+    return best, (least, max(rate for rate, _ in proved))
+
+
+def readout_bound(tracker: Tracker, here: InMetric, kind: str, state: int) -> float:
+    """Proved bound on the change of an estimate for a change of size 1 of the observer's state in a metric."""
+    c, d, _ = tracker.rows(kind, state)
+    nx, nv, _, _ = tracker.loop.sizes
+    _, v, _ = tracker.loop.rows(False)
+    row = np.concatenate([c, d])[None]
+    E = np.eye(nx, nx + nv)
+
+    def inside(square, tau):
+        terms = (Term(square, E, here.P), *tracker.loop.slopes(v, tau), Term(-1.0, row))
+        return positive_definite_margin(*add_terms(terms, nx + nv)) > 0
+
+    if not nv:
+        square = float(c @ np.linalg.solve(here.P, c)) * (1 + 1e-9) + np.finfo(float).tiny
+        return math.sqrt(square) * (1 + 4 * EPS) if inside(square, 1.0) else math.inf
+    # slopes scaled by tau leave square P - tau N > 0: scan tau over what the metric allows
+    best = (math.inf, 1.0)
+    Q, _ = add_terms(tracker.loop.slopes(v, 1.0), nx + nv)
+    for tau in np.geomspace(1e-6, 1e6, 73) * (float(d @ d) + 1e-12):
+        inner = tau * Q - row.T @ row
+        if np.linalg.eigvalsh(inner[nx:, nx:])[0] <= 0:
+            continue
+        schur = inner[:nx, nx:] @ np.linalg.solve(inner[nx:, nx:], inner[nx:, :nx]) - inner[:nx, :nx]
+        root = np.linalg.cholesky(here.P)
+        whitened = np.linalg.solve(root, np.linalg.solve(root, schur).T)
+        best = min(best, (float(np.linalg.eigvalsh((whitened + whitened.T) / 2)[-1]), float(tau)))
+    for excess in (1e-9, 1e-6, 1e-3, 1e-1):
+        square = max(best[0], 0.0) * (1 + excess) + 1e-14
+        if math.isfinite(square) and inside(square, best[1]):
+            return math.sqrt(square) * (1 + 4 * EPS)
+    return math.inf
+
+
+def _labelled(tube, kinds, dataset, model):
+    return xr.DataArray(
+        tube,
+        {"kind": list(kinds), "time": dataset["time"].values, "state": list(model.state_labels)},
+        ("kind", "time", "state"),
+        name="half_width",
+    )
