@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 from itertools import product as corners
 
 import numpy as np
-import torch
 import xarray as xr
 
 from estimators.certificates.dissipation import EPS, InMetric, Term, add_terms
-from estimators.certificates.invariant import bounded_noise_tube
+from estimators.certificates.invariant import bounded_noise_tube, conformal_rank
 from estimators.certificates.refine import fastest, units_of
 from estimators.certificates.rigorous import positive_definite_margin
 from estimators.certificates.tracker import Tracker, check_same_plant
@@ -154,9 +153,15 @@ def certify_error(
         if not isinstance(where, xr.Dataset):
             raise ValueError("over a region, measurement_bound is needed (zeros for noise-free measurements)")
         return _from_trajectories(tracker, observer, model, where, start, probability)
-    noise = _bound(np.zeros(model.noutputs) if measurement_bound is None else measurement_bound, "measurement_bound", model.noutputs)
-    disturbance = _bound(np.zeros(model.nstates) if disturbance_bound is None else disturbance_bound, "disturbance_bound", model.nstates)
-    found = bounded_noise_tube(tracker, observer, model, where, start, noise, disturbance, seed)
+    noise = _bound(
+        np.zeros(model.noutputs) if measurement_bound is None else measurement_bound,
+        "measurement_bound",
+        model.noutputs,
+    )
+    disturbance = _bound(
+        np.zeros(model.nstates) if disturbance_bound is None else disturbance_bound, "disturbance_bound", model.nstates
+    )
+    found = bounded_noise_tube(tracker, observer, model, where, start, noise, disturbance, probability, seed)
     return ErrorBound(*found)
 
 
@@ -169,16 +174,8 @@ def _bound(value, name, size):
 
 def _from_trajectories(tracker, observer, model, dataset, start, probability):
     validate(dataset, model, states=True)
-    if not 0 < probability < 1:
-        raise ValueError(f"probability must be between 0 and 1, got {probability!r}")
     count = dataset.sizes["trajectory"]
-    half = count - count // 2
-    rank = math.ceil((half + 1) * probability)
-    if rank > half or count < 4:
-        raise ValueError(
-            f"a probability of {probability:g} takes {2 * math.ceil(probability / (1 - probability))} trajectories, "
-            f"the dataset has {count}: half of them give the tube its shape, half its size"
-        )
+    half, rank = count - count // 2, conformal_rank(count, probability)
     x, _, _ = to_tensors(dataset)
     found = np.abs(_errors(observer, dataset, x[:, 0], model))  # (kind, trajectory, time, state)
     shape = np.sqrt(np.square(found[:, : count - half]).mean(1))

@@ -7,12 +7,15 @@ About the observer's place pi(x) for the plant's state x, its error e = z - pi(x
 with n the measurement noise and r the residual of pi, disturbance included, both in boxes. With S-procedure
 multipliers tau, mu the set e'Pe <= s is invariant if
 
-    alpha^2 e'Pe - e+'P e+ - tau (ell^2 |C1 e + D12 n|^2 - |w|^2) + sum mu_k (n_k / bound_k)^2 > 0,  sum mu = (1 - alpha^2) s,
+    alpha^2 e'Pe - e+'P e+ - tau (ell^2 |C1 e + D12 n|^2 - |w|^2) + sum mu_k (n_k / bound_k)^2 > 0,
+
+    sum mu = (1 - alpha^2) s
 
 (inescapable ellipsoids: Abedor, Nagpal and Poolla, IJRNC 1996), and the same way an estimate, linear in (e, w, n), is
 bounded on it. For each alpha both are one semidefinite programme in (P, tau, mu, ...).
 """
 
+import math
 from collections.abc import Mapping
 from itertools import product as corners
 from typing import NamedTuple
@@ -25,43 +28,39 @@ from estimators.certificates.dissipation import Inequality, Term, add_terms
 from estimators.certificates.refine import fastest
 from estimators.certificates.rigorous import positive_definite_margin
 from estimators.certificates.semidefinite import inequality_matrix, positive, solve
-from estimators.certificates.tracker import Embedding, Tracker
-from estimators.networks.rollout import Recursion
+from estimators.certificates.tracker import Tracker, embeddings
+from estimators.luenberger import LuenbergerObserver
 from plants.region import OperatingRegion
 from plants.schema import to_tensors, validate
 from plants.simulate import simulate
 
-POINTS, FITTED, LENGTH = 40_000, 256, 120
+POINTS, LENGTH = 40_000, 120
+TYPICAL = 0.9
+"""Quantile of a step's residual that an ellipsoid is made for; along trajectories the excess is added in its place."""
 LEVELS, REFINED = 7, 4
 """Rates that are tried, and then again about the best."""
 INTERIOR = (1e-7, 1e-5)
 
 
 class Residuals(NamedTuple):
-    """Bounds of what is not noise, in the observer's coordinates.
+    """What is not noise, at points or along trajectories, in the observer's coordinates.
 
     Attributes
     ----------
     state : numpy.ndarray
-        (nz,), of pi(f(x, u) + d) - f_o(pi(x), u, h(x)), the part linear in d left out.
+        (trajectory, time, nz), pi(f(x, u) + d) - f_o(pi(x), u, h(x)), the part linear in d left out.
     directions : numpy.ndarray
         (nz, nstates), that part: columns for each disturbance at its bound.
     readout : numpy.ndarray
-        (kinds, nstates), of the estimates at e = 0.
+        (kind, trajectory, time, nstates), sizes of the errors of the estimates at e = 0.
     place : numpy.ndarray
-        (nz,), of pi(x) minus the scaled state, for the start.
-    count : int
-        Points, or trajectories, they are the largest of.
-    what : str
-        Which of the two.
+        (trajectory, nz), size of pi(x) minus the scaled state at the start.
     """
 
     state: np.ndarray
     directions: np.ndarray
     readout: np.ndarray
     place: np.ndarray
-    count: int
-    what: str
 
 
 class Ellipsoid(NamedTuple):
@@ -75,81 +74,113 @@ class Ellipsoid(NamedTuple):
         Alpha and s.
     noise : float
         What the noise adds to the estimate's squared bound directly.
+    box : numpy.ndarray
+        (nz,), residual that it allows for.
     """
 
     P: np.ndarray
     rate: float
     level: float
     noise: float
+    box: np.ndarray
 
 
-def bounded_noise_tube(tracker: Tracker, observer, model, where, start, noise, disturbance, seed) -> tuple:
+def bounded_noise_tube(tracker: Tracker, observer, model, where, start, noise, disturbance, probability, seed) -> tuple:
     """Tube for bounded noise; the arguments of an :class:`~estimators.certificates.error_bound.ErrorBound`."""
     rng = np.random.default_rng(seed)
-    x, u, fitting, times = _points(model, where, rng)
-    embedding = Embedding(observer, *fitting)
-    residuals = measure(tracker, observer, model, embedding, x, u, disturbance, rng)
-    n, nz = len(tracker.state_scale), len(tracker.loop.A)
-    widths = np.zeros((len(tracker.kinds), len(times), n))
-    shares, rates = [], []
     least, _ = fastest(tracker.loop, tracker.metric, tracker.rate)
-    scaled_noise = noise / tracker.output_scale
+    along = isinstance(where, xr.Dataset)
+    if along:
+        validate(where, model, states=True)
+        x, u, _ = to_tensors(where)
+        times, count = where["time"].values, len(x)
+        half = count // 2
+        rank = conformal_rank(count, probability)
+        fitting = x[:half], u[:half]
+    else:
+        x, u, fitting = _points(model, where, rng)
+        times, count = np.arange(LENGTH) * model.dt, len(x)
+    residuals, embedding = _best_embedding(tracker, observer, model, x, u, fitting, disturbance, rng)
+    typical = np.quantile(np.abs(residuals.state), TYPICAL if along else 1.0, axis=(0, 1))
+    scaled_noise, n = noise / tracker.output_scale, len(tracker.state_scale)
+    widths = np.empty((len(tracker.kinds), count if along else 1, len(times), n))
+    rates, quiet = [], np.empty((len(tracker.kinds), n))
     for k, kind in enumerate(tracker.kinds):
         for i in range(n):
-            found = smallest_ellipsoid(tracker, (kind, i), scaled_noise, residuals, least)
+            found = smallest_ellipsoid(tracker, (kind, i), scaled_noise, residuals.directions, typical, least)
             if found is None:
                 raise ValueError(
                     f"no invariant ellipsoid was found for {kind} {model.state_labels[i]!r}: the certified rate "
                     f"{least:.6f} may be too close to 1"
                 )
-            quiet = smallest_ellipsoid(tracker, (kind, i), 0 * scaled_noise, residuals, least)
-            widths[k, :, i] = _over_time(tracker, found, (kind, i), start, residuals, len(times))
-            whole = np.sqrt(found.level + found.noise) + residuals.readout[k, i]
-            without = np.sqrt(quiet.level + quiet.noise) + residuals.readout[k, i]
-            shares.append((whole, without, residuals.readout[k, i]))
             rates.append(found.rate)
-    widths *= tracker.state_scale
-    bound = xr.DataArray(
-        widths,
-        {"kind": list(tracker.kinds), "time": times, "state": list(model.state_labels)},
-        ("kind", "time", "state"),
-        name="half_width",
-    )
-    whole, without, readout = np.array(shares).T.reshape(3, len(tracker.kinds), n)
-    names = nz + len(tracker.kinds) * n
-    chance = 1 - names / (residuals.count + 1)
-    if embedding.weights is None and model.matrices is not None:
+            widths[k, :, :, i] = _over_time(tracker, found, (kind, i), start, residuals, len(times), along)
+            without = smallest_ellipsoid(
+                tracker, (kind, i), scaled_noise, residuals.directions, 0 * typical, least, (found.rate,)
+            )
+            quiet[k, i] = np.nan if without is None else np.sqrt(without.level + without.noise)
+    steady = slice(-max(1, len(times) // 4), None)
+    names = typical.size + quiet.size
+    if along:
+        shape = widths[:, :half].mean(1)
+        scores = (widths[:, half:] / shape[:, None]).max((0, 2, 3))
+        tube, chance = float(np.sort(scores)[rank - 1]) * shape, probability
+    else:
+        tube, chance = widths[:, 0], 1 - names / (count + 1)
+    if observer.model is model and isinstance(observer, LuenbergerObserver):
         verdict, chance = "proved", 1.0
         statement = "for every trajectory of the linear plant"
     else:
         verdict = "sampled"
         statement = (
-            f"for every trajectory on which the residuals stay within the largest of {residuals.count} sampled "
-            f"{residuals.what}, as a fresh one of them does with probability {chance:.3%} at least"
+            f"with probability {chance:.2%} for a fresh trajectory of states and inputs drawn like these (split "
+            f"conformal prediction of what the residuals add up to, {count - half} of {count} trajectories)"
+            if along
+            else f"as long as the residual of each step stays below the largest of {count} points of the region, as a "
+            f"fresh one does with probability {chance:.3%}"
         )
     statement += (
-        ", whatever the noise and the disturbances within their bounds, from any start whose error is below start_error"
+        ", whatever measurement noise and disturbances within their bounds, from any start whose error is below "
+        "start_error"
     )
     evidence = {
         "start_error": start,
         "measurement_bound": noise,
         "disturbance_bound": disturbance,
         "rates of the ellipsoids": f"{min(rates):.4f} to {max(rates):.4f}",
-        "residual of a step, scaled": residuals.state,
-        "share of residual and disturbance in the steady half-width": without / whole,
-        "share of the readout's residual": readout / whole,
+        "residual of a step, root mean square over states' deviations": np.sqrt(
+            np.square(residuals.state).mean((0, 1))
+        ),
+        "share of noise and disturbance in the steady half-width": quiet / tube[:, steady].max(1),
+        "embedding": "the plant's state"
+        if embedding.weights is None
+        else f"polynomial of degree {max(map(len, embedding.powers))}",
     }
-    if embedding.weights is not None:
-        evidence["degree of the embedding"] = max(map(len, embedding.powers))
+    bound = xr.DataArray(
+        tube * tracker.state_scale,
+        {"kind": list(tracker.kinds), "time": times, "state": list(model.state_labels)},
+        ("kind", "time", "state"),
+        name="half_width",
+    )
     return bound, verdict, statement, chance, evidence
 
 
+def conformal_rank(count: int, probability: float) -> int:
+    """Place, among the scores of the second half of `count` trajectories, of the one that bounds a fresh one's."""
+    if not 0 < probability < 1:
+        raise ValueError(f"probability must be between 0 and 1, got {probability!r}")
+    half = count - count // 2
+    rank = math.ceil((half + 1) * probability)
+    if rank > half or count < 4:
+        raise ValueError(
+            f"a probability of {probability:g} takes {2 * math.ceil(probability / (1 - probability))} trajectories, "
+            f"the dataset has {count}: half of them give the tube its shape, half its size"
+        )
+    return rank
+
+
 def _points(model, where, rng):
-    """States and inputs where residuals are taken, trajectories to fit the embedding on, and times of the tube."""
-    if isinstance(where, xr.Dataset):
-        validate(where, model, states=True)
-        x, u, _ = to_tensors(where)
-        return x, u, (x[:FITTED], u[:FITTED]), where["time"].values
+    """Points of a region, (count, 1, ...), and trajectories to fit the embedding on."""
     if not isinstance(where, Mapping):
         raise TypeError(f"where must be a Dataset or a region {{label: (lower, upper)}}, got {type(where).__name__}")
     own = model.operating_region
@@ -157,77 +188,103 @@ def _points(model, where, rng):
     bounds |= dict(zip(model.input_labels, zip(own.input_lower, own.input_upper, strict=True), strict=True))
     region = OperatingRegion.from_bounds(bounds | dict(where), model.state_labels, model.input_labels)
     points = region.sample(POINTS, int(rng.integers(2**31)))
-    lower, upper = np.concatenate([region.state_lower, region.input_lower]), np.concatenate([region.state_upper, region.input_upper])
+    lower, upper = (
+        np.concatenate([getattr(region, f"{part}_{side}") for part in ("state", "input")])
+        for side in ("lower", "upper")
+    )
     if len(lower) <= 12:  # the largest residuals lie at the edges
         edge = np.array(list(corners((0.0, 1.0), repeat=len(lower)))) * (upper - lower) + lower
         points = [np.concatenate([a, b]) for a, b in zip(points, np.split(edge, [model.nstates], axis=1), strict=True)]
-    x, u = (torch.from_numpy(a)[:, None] for a in points)
     inside = simulate(
         model,
-        trajectories=FITTED,
+        trajectories=256,
         steps=LENGTH,
         seed=int(rng.integers(2**31)),
         initial_mean=region.state_centre,
         initial_cov=np.square(region.state_width / 4),
     )
-    states, inputs, _ = to_tensors(inside)
-    return x, u, (states, inputs), np.arange(LENGTH) * model.dt
+    x, u = (torch.from_numpy(a)[:, None] for a in points)
+    return x, u, to_tensors(inside)[:2]
 
 
-def measure(tracker, observer, model, embedding, x, u, disturbance, rng) -> Residuals:
-    """Largest residuals over points (..., nstates), (..., ninputs)."""
-    n, count, what = model.nstates, len(x), "trajectories" if x.shape[1] > 1 else "points"
-    x, u = x.flatten(0, 1), u.flatten(0, 1)
-    if hasattr(observer, "coordinates"):
-        x = observer.coordinates.in_frame_of(x, u, model.output(x, u))
-    scale = tracker.state_scale
-    d = disturbance * rng.uniform(-1, 1, x.shape)
-    d[1::2] = disturbance * np.sign(d[1::2])
+def _best_embedding(tracker, observer, model, x, u, fitting, disturbance, rng):
+    """Residuals in the embedding whose worst residuals are least, in the observer's metric."""
+    root = np.linalg.cholesky(tracker.metric).T
+    best = (np.inf, None, None)
+    drawn = disturbance * rng.uniform(-1, 1, x.shape)
+    drawn[:, ::2] = disturbance * np.sign(drawn[:, ::2])
+    for embedding in embeddings(observer, *fitting):
+        residuals = measure(tracker, observer, model, embedding, x, u, torch.from_numpy(drawn), disturbance)
+        worst = np.linalg.norm(residuals.state @ root.T, axis=-1).max(1)
+        score = float(np.quantile(worst, 0.9 if x.shape[1] > 1 else 1.0)) * (1 + 1e-9 * len(embedding.powers))
+        if score < best[0]:
+            best = (score, residuals, embedding)
+    return best[1:]
+
+
+def measure(tracker, observer, model, embedding, x, u, drawn, bounds) -> Residuals:
+    """Residuals at states and inputs (trajectory, time, ...) under drawn disturbances."""
+    n, kinds = model.nstates, tracker.kinds
+    coordinates = getattr(observer, "coordinates", None)
+    if coordinates is not None:
+        x = coordinates.in_frame_of(x, u, model.output(x, u))
+
+    def scaled(x):
+        return x if coordinates is None else coordinates.from_plant(x)
+
     y, after = model.output(x, u), model.step(x, u)
     z = embedding(x)
-    following, out = _observe(observer, z, u, y)
-    moved, calm = embedding(after + torch.from_numpy(d)).numpy(), embedding(after).numpy()
-    directions = np.linalg.lstsq(d[:, disturbance > 0], moved - calm, rcond=None)[0].T if (disturbance > 0).any() else None
-    columns = np.zeros((z.shape[-1], n))
-    if directions is not None:
-        columns[:, disturbance > 0] = directions
-    residual = np.abs(moved - d @ columns.T - following.numpy()).max(0)
-    readout = []
-    for k, kind in enumerate(tracker.kinds):
-        truth = x if kind == "filtered" else after
-        seen = out[:, k * n : (k + 1) * n] - _scaled(observer, truth)
-        readout.append(np.abs(seen.numpy()).max(0) + (disturbance / scale if kind == "predicted" else 0.0))
-    place = np.abs((z - torch.nn.functional.pad(_scaled(observer, x), (0, z.shape[-1] - n))).numpy()).max(0)
-    return Residuals(residual, columns * disturbance, np.array(readout), place, count, what)
-
-
-def _scaled(observer, x):
-    return observer.coordinates.from_plant(x) if hasattr(observer, "coordinates") else x
-
-
-def _observe(observer, z, u, y):
-    """One step of the observer in its coordinates, the start-up signal faded: next state and outputs."""
-    if not hasattr(observer, "coordinates"):
+    if coordinates is None:
         state, estimate = observer.step(observer.init(z), u, y)
-        kinds = [e for e in (estimate.filtered,) if e is not None]
-        return state.mean, torch.cat([*kinds, state.mean], -1)
-    v, _, _ = observer.coordinates.network_input(u[:, None], y[:, None], startup=0.0)
-    matrices: Recursion = observer.explicit().collapse()
-    return matrices.step(z, v[:, 0])
+        following = state.mean
+        out = following if estimate.filtered is None else torch.cat([estimate.filtered, following], -1)
+    else:
+        v, _, _ = coordinates.network_input(u[..., None, :], y[..., None, :], startup=0.0)
+        following, out = observer.explicit().collapse().step(z, v[..., 0, :])
+    moved, calm = embedding(after + drawn), embedding(after)
+    active, columns = bounds > 0, np.zeros((z.shape[-1], n))
+    flat, change = drawn.flatten(0, 1).numpy(), (moved - calm).flatten(0, 1).numpy()
+    if active.any():
+        columns[:, active] = np.linalg.lstsq(flat[:, active], change, rcond=None)[0].T
+    residual = (moved - following).numpy() - drawn.numpy() @ columns.T
+    readout = []
+    for k, kind in enumerate(kinds):
+        seen = (out[..., k * n : (k + 1) * n] - scaled(x if kind == "filtered" else after)).abs().numpy()
+        readout.append(seen + (bounds / tracker.state_scale if kind == "predicted" else 0.0))
+    place = (z - torch.nn.functional.pad(scaled(x), (0, z.shape[-1] - n)))[:, 0].abs().numpy()
+    return Residuals(residual, columns * bounds, np.array(readout), place)
 
 
-def smallest_ellipsoid(tracker: Tracker, estimate, noise, residuals: Residuals, least: float) -> Ellipsoid | None:
-    """Proved invariant set with the smallest bound of one estimate, over rates between `least` and 1."""
+def smallest_ellipsoid(tracker: Tracker, estimate, noise, directions, box, least, rates=None) -> Ellipsoid | None:
+    """Proved invariant set with the smallest bound of one estimate, over rates between `least` and 1.
+
+    Parameters
+    ----------
+    tracker : Tracker
+        The observer.
+    estimate : tuple
+        Kind and state.
+    noise : numpy.ndarray
+        (noutputs,) bounds, scaled.
+    directions, box : numpy.ndarray
+        (nz, nstates) and (nz,), residual and disturbances as in :class:`Residuals`.
+    least : float
+        Smallest certified rate.
+    rates : sequence of float, optional
+        To try only these.
+    """
     best, tried = None, {}
 
     def at(rate):
         if rate not in tried:
-            tried[rate] = _ellipsoid(tracker, estimate, noise, residuals, rate)
+            tried[rate] = _ellipsoid(tracker, estimate, noise, directions, box, rate)
         return tried[rate]
 
     def size(e):
         return np.inf if e is None else e.level + e.noise
 
+    if rates is not None:
+        return min((at(rate) for rate in rates), key=size)
     rates = 1 - np.geomspace(1 - (least + 0.02 * (1 - least)), 0.02 * (1 - least), LEVELS)
     for rate in rates:
         best = min(best, at(float(rate)), key=size)
@@ -240,7 +297,7 @@ def smallest_ellipsoid(tracker: Tracker, estimate, noise, residuals: Residuals, 
     return best
 
 
-def _ellipsoid(tracker, estimate, noise, residuals, rate):
+def _ellipsoid(tracker, estimate, noise, directions, box, rate):
     """Solve the programme at a rate, and prove what comes out."""
     import cvxpy as cp
 
@@ -250,7 +307,7 @@ def _ellipsoid(tracker, estimate, noise, residuals, rate):
     present = noise > 0
     N = noise[present]
     B, D, row_n = (m[..., tracker.noise_columns][..., present] * N for m in (loop.B2, loop.D12, e))
-    R = np.concatenate([np.diag(residuals.state)[:, residuals.state > 0], residuals.directions], axis=1)
+    R = np.concatenate([np.diag(box), directions], axis=1)
     R = R[:, np.abs(R).max(0) > 0]
     nn, nr = B.shape[1], R.shape[1]
     nz = nx + nv + nn + nr
@@ -288,7 +345,10 @@ def _ellipsoid(tracker, estimate, noise, residuals, rate):
         extra = np.maximum(sigma.value, 0.0) * size**2 if nn else np.zeros(0)
         ask = Inequality(
             into,
-            (*loop.slopes(v, float(tau.value) * size**2 if nv else 1.0), *(Term(float(w), unit) for w, unit in zip(weights, units, strict=True))),
+            (
+                *loop.slopes(v, float(tau.value) * size**2 if nv else 1.0),
+                *(Term(float(w), unit) for w, unit in zip(weights, units, strict=True)),
+            ),
         )
         terms = (
             Term(1.0, E, metric),
@@ -301,37 +361,52 @@ def _ellipsoid(tracker, estimate, noise, residuals, rate):
             and positive_definite_margin(*add_terms(terms, short)) > 0
         ):
             level = float(weights.sum() / (1 - rate**2)) * (1 + 1e-9)
-            return Ellipsoid(metric, rate, level, float(extra.sum()) * (1 + 1e-9))
+            return Ellipsoid(metric, rate, level, float(extra.sum()) * (1 + 1e-9), box)
     return None
 
 
-def _over_time(tracker, found, estimate, start, residuals, count):
-    """Half-width of an estimate at each time, scaled: the set shrinks from the start's to the invariant one."""
+def _over_time(tracker, found, estimate, start, residuals, count, along):
+    """Half-widths of an estimate, scaled, (trajectory, time).
+
+    The distance to pi(x) shrinks from the start's towards the invariant set; what a residual exceeds the ellipsoid's
+    box by is added where it occurs.
+    """
     loop, n = tracker.loop, len(tracker.state_scale)
     kind, i = estimate
     k = tracker.kinds.index(kind)
-    box = np.zeros(len(loop.A))
-    box[:n] = start / tracker.state_scale
-    distance = float((np.sqrt(np.diag(found.P)) * (box + residuals.place)).sum())
+    deviation = np.sqrt(np.diag(found.P))
+    box = start / tracker.state_scale
     if n <= 12:
-        places = np.array(list(corners((-1, 1), repeat=n))) * box[:n]
-        inner = np.sqrt(max(np.einsum("ki,ij,kj->k", places, found.P[:n, :n], places).max(), 0.0))
-        distance = min(distance, float(inner + (np.sqrt(np.diag(found.P)) * residuals.place).sum()))
-    startup, jump, seen = tracker.startup, 0.0, 0.0
-    if startup is not None:
-        # the start-up signal s enters as B2 s, and through the network, which is slope-Lipschitz
+        places = np.array(list(corners((-1, 1), repeat=n))) * box
+        first = np.sqrt(max(np.einsum("ki,ij,kj->k", places, found.P[:n, :n], places).max(), 0.0))
+    else:
+        first = deviation[:n] @ box
+    root = np.linalg.cholesky(found.P).T
+    if along:
+        excess = np.sign(residuals.state) * np.maximum(np.abs(residuals.state) - found.box, 0.0)
+        added, readout = np.linalg.norm(excess @ root.T, axis=-1), residuals.readout[k, :, :, i]
+        distance = first + residuals.place @ deviation
+    else:
+        added, readout = np.zeros((1, count)), np.full((1, count), residuals.readout[k, ..., i].max())
+        distance = np.array([first + residuals.place.max(0) @ deviation])
+    jump = seen = 0.0
+    if tracker.startup is not None:
+        # the start-up signal s enters as B2 s, and through the network, whose slope is bounded
         b, d = loop.B2[:, -1], loop.slope * float(np.linalg.norm(loop.D12[:, -1]))
-        root = np.linalg.cholesky(found.P).T
         jump = float(np.linalg.norm(root @ b) + np.linalg.norm(root @ loop.B1, 2) * d)
         row = tracker.rows(kind, i)
         seen = float(abs(row[2][-1]) + np.linalg.norm(row[1]) * d)
-    fading = np.power(startup, np.arange(count)) if startup is not None else np.zeros(count)
-    widths, level = np.empty(count), found.level
+    fading = np.power(tracker.startup or 0.0, np.arange(count))
+    widths = np.empty((len(distance), count))
     for t in range(count):
-        at = t if kind == "filtered" else t - 1
-        if at < 0:
-            widths[t] = start[i] / tracker.state_scale[i]
-            continue
-        widths[t] = np.sqrt(max(distance**2, 0.0) + found.noise) + residuals.readout[k, i] + seen * fading[at]
-        distance = np.sqrt(found.rate**2 * distance**2 + (1 - found.rate**2) * level) + jump * fading[at]
+        now = np.sqrt(distance**2 + found.noise) + readout[:, t] + seen * fading[t]
+        if kind == "filtered":
+            widths[:, t] = now
+        else:  # what is said at t is about t + 1; before the first measurement the estimate is the start
+            widths[:, t] = widths[:, t] if t else box[i]
+            if t + 1 < count:
+                widths[:, t + 1] = now
+        distance = (
+            np.sqrt(found.rate**2 * distance**2 + (1 - found.rate**2) * found.level) + jump * fading[t] + added[:, t]
+        )
     return widths

@@ -8,13 +8,14 @@ import torch
 
 from estimators.certificates.certify import certify, linear_start
 from estimators.certificates.loops import Loop
+from estimators.coordinates import Coordinates
 from estimators.luenberger import LuenbergerObserver
 from estimators.networks.rollout import rollout
 from estimators.observer import R2DNObserver
 from plants.model import StateSpaceModel
 
 KINDS = ("filtered", "predicted")
-MOST_FEATURES = 120
+MOST_FEATURES, HIGHEST_DEGREE = 120, 5
 
 
 class Tracker(NamedTuple):
@@ -79,10 +80,36 @@ class Tracker(NamedTuple):
         return self.loop.C2[i], self.loop.D21[i], self.loop.D22[i]
 
 
-class Embedding:
-    """Where a contracting observer settles while the plant is at x: a polynomial fitted to noise-free runs.
+class Embedding(NamedTuple):
+    """A map pi from plant states to observer states: a polynomial of the scaled states, or themselves.
 
-    For a linear observer, and where its own coordinates are the plant's, the identity.
+    Attributes
+    ----------
+    size : int
+        Of the observer's state.
+    coordinates : Coordinates or None
+        Of the observer; None where they are the plant's.
+    powers : tuple of tuple of int
+        Which states each feature multiplies.
+    weights : numpy.ndarray or None
+        (features, size).
+    """
+
+    size: int
+    coordinates: Coordinates | None
+    powers: tuple = ()
+    weights: np.ndarray | None = None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Observer state, (..., size), for plant states (..., nstates)."""
+        scaled = x if self.coordinates is None else self.coordinates.from_plant(x)
+        if self.weights is None:
+            return torch.nn.functional.pad(scaled, (0, self.size - x.shape[-1]))
+        return torch.from_numpy(_features(scaled.numpy(), self.powers) @ self.weights)
+
+
+def embeddings(observer, x: torch.Tensor, u: torch.Tensor) -> list[Embedding]:
+    """Candidates for where an observer is while the plant is at x: polynomials fitted to noise-free runs, the identity.
 
     Parameters
     ----------
@@ -91,47 +118,25 @@ class Embedding:
     x, u : torch.Tensor
         (trajectory, time, ...), trajectories of the plant; the observer sees their noise-free outputs.
     """
-
-    def __init__(self, observer, x: torch.Tensor, u: torch.Tensor):
-        self.observer, self.powers, self.weights = observer, (), None
-        if isinstance(observer, LuenbergerObserver):
-            return
-        n, settled = observer.model.nstates, x.shape[1] // 3
-        coordinates, y = observer.coordinates, observer.model.output(x, u)
-        scaled = coordinates.from_plant(coordinates.in_frame_of(x, u, y))
-        v, shift, _ = coordinates.network_input(u, y, startup=0.0)
-        matrices = observer.explicit().collapse()
-        start = torch.nn.functional.pad(scaled[:, 0], (0, len(matrices.M) - n))
-        shift = torch.nn.functional.pad(shift, (0, len(matrices.M) - n)).transpose(0, 1)
-        with torch.no_grad():
-            z, _ = rollout(
-                matrices,
-                start,
-                v.transpose(0, 1).contiguous(),
-                torch.cat([shift[1:], torch.zeros_like(shift[:1])]).contiguous(),
-                states=True,
-            )
-        z = z[:-1].transpose(0, 1)
-        scaled, z = (a[:, settled:].reshape(-1, a.shape[-1]).numpy() for a in (scaled, z))
-        even, odd = slice(0, None, 2), slice(1, None, 2)
-        best = np.inf
-        powers = [()]
-        for degree in range(1, 6):
-            powers = [*powers, *combinations_with_replacement(range(n), degree)]
-            if len(powers) > min(MOST_FEATURES, len(z) // 20):
-                break
-            features = _features(scaled, powers)
-            weights, *_ = np.linalg.lstsq(features[even], z[even], rcond=None)
-            error = np.abs(features[odd] @ weights - z[odd]).max()
-            if error < 0.95 * best:  # worth the higher degree, which is worse outside the data
-                best, self.powers, self.weights = error, tuple(powers), weights
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Observer state, (..., nz), for plant states (..., nstates)."""
-        if self.weights is None:
-            return x
-        scaled = self.observer.coordinates.from_plant(x).numpy()
-        return torch.from_numpy(_features(scaled, self.powers) @ self.weights)
+    if isinstance(observer, LuenbergerObserver):
+        return [Embedding(x.shape[-1], None)]
+    coordinates, matrices, y = observer.coordinates, observer.explicit().collapse(), observer.model.output(x, u)
+    size, n, settled = len(matrices.M), x.shape[-1], x.shape[1] // 3
+    scaled = coordinates.from_plant(coordinates.in_frame_of(x, u, y))
+    v, shift, _ = coordinates.network_input(u, y, startup=0.0)
+    start, shift = (torch.nn.functional.pad(a, (0, size - n)) for a in (scaled[:, 0], shift.transpose(0, 1)))
+    shift = torch.cat([shift[1:], torch.zeros_like(shift[:1])]).contiguous()
+    with torch.no_grad():
+        z, _ = rollout(matrices, start, v.transpose(0, 1).contiguous(), shift, states=True)
+    scaled, z = (a[:, settled:].reshape(-1, a.shape[-1]).numpy() for a in (scaled, z[:-1].transpose(0, 1)))
+    found, powers = [Embedding(size, coordinates)], [()]
+    for degree in range(1, HIGHEST_DEGREE + 1):
+        powers = [*powers, *combinations_with_replacement(range(n), degree)]
+        if len(powers) > min(MOST_FEATURES, len(z) // 20):
+            break
+        weights, *_ = np.linalg.lstsq(_features(scaled, powers), z, rcond=None)
+        found.append(Embedding(size, coordinates, tuple(powers), weights))
+    return found
 
 
 def _features(x, powers):
