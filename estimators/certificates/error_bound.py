@@ -106,7 +106,7 @@ def certify_error(
 
     for a fresh trajectory of the same kind with the stated probability at all times together, whatever the start.
 
-    **With noise bounds** the measurement noise and the disturbance of each step may be anything within them, at worst
+    **With noise bounds** the measurement noise, and the disturbance of each step, may be anything within them, at worst
     against the observer. The observer's place z = pi(x) for each plant state is fitted; its residual, pi(f(x, u) + d) -
     f_o(pi(x), u, h(x)), is bounded by sampling, along the trajectories of a dataset or over a region;
     and an ellipsoid about pi(x) that no noise and residual can leave is found for each state by a semidefinite
@@ -127,7 +127,8 @@ def certify_error(
     measurement_bound : array_like, optional
         (noutputs,), largest measurement noise of each output.
     disturbance_bound : array_like, optional
-        (nstates,), largest disturbance of each state per step. Default, if `measurement_bound` is given: none.
+        (nstates,), largest disturbance of each state per step. Default: what drove the trajectories of the dataset
+        belongs to them; over a region, none.
     probability : float
         Wanted for a fresh trajectory, without noise bounds.
     seed : int
@@ -158,9 +159,13 @@ def certify_error(
         "measurement_bound",
         model.noutputs,
     )
-    disturbance = _bound(
-        np.zeros(model.nstates) if disturbance_bound is None else disturbance_bound, "disturbance_bound", model.nstates
-    )
+    disturbance = None
+    if disturbance_bound is not None or not isinstance(where, xr.Dataset):
+        disturbance = _bound(
+            np.zeros(model.nstates) if disturbance_bound is None else disturbance_bound,
+            "disturbance_bound",
+            model.nstates,
+        )
     found = bounded_noise_tube(tracker, observer, model, where, start, noise, disturbance, probability, seed)
     return ErrorBound(*found)
 

@@ -24,12 +24,14 @@ import numpy as np
 import torch
 import xarray as xr
 
+from estimators.certificates.adversary import worst_errors
 from estimators.certificates.dissipation import Inequality, Term, add_terms
 from estimators.certificates.refine import fastest
 from estimators.certificates.rigorous import positive_definite_margin
 from estimators.certificates.semidefinite import inequality_matrix, positive, solve
 from estimators.certificates.tracker import Tracker, embeddings
 from estimators.luenberger import LuenbergerObserver
+from plants.angles import wrap
 from plants.region import OperatingRegion
 from plants.schema import to_tensors, validate
 from plants.simulate import simulate
@@ -140,22 +142,26 @@ def bounded_noise_tube(tracker: Tracker, observer, model, where, start, noise, d
             f"fresh one does with probability {chance:.3%}"
         )
     statement += (
-        ", whatever measurement noise and disturbances within their bounds, from any start whose error is below "
-        "start_error"
+        f", whatever the measurement noise{'' if disturbance is None else ' and the disturbances'} within bounds, from "
+        "any start whose error is below start_error"
     )
     evidence = {
         "start_error": start,
         "measurement_bound": noise,
-        "disturbance_bound": disturbance,
+        "disturbance_bound": "disturbances are those of the trajectories" if disturbance is None else disturbance,
         "rates of the ellipsoids": f"{min(rates):.4f} to {max(rates):.4f}",
         "residual of a step, root mean square over states' deviations": np.sqrt(
             np.square(residuals.state).mean((0, 1))
         ),
-        "share of noise and disturbance in the steady half-width": quiet / tube[:, steady].max(1),
+        "share of what is bounded in the steady half-width": quiet / tube[:, steady].max(1),
         "embedding": "the plant's state"
         if embedding.weights is None
         else f"polynomial of degree {max(map(len, embedding.powers))}",
     }
+    if along:
+        worst = worst_errors(tracker, observer, model, where, noise)
+        evidence["largest error found with noise against the observer"] = worst
+        evidence["steady half-width over that"] = tube[:, steady].max(1) * tracker.state_scale / worst
     bound = xr.DataArray(
         tube * tracker.state_scale,
         {"kind": list(tracker.kinds), "time": times, "state": list(model.state_labels)},
@@ -211,10 +217,16 @@ def _best_embedding(tracker, observer, model, x, u, fitting, disturbance, rng):
     """Residuals in the embedding whose worst residuals are least, in the observer's metric."""
     root = np.linalg.cholesky(tracker.metric).T
     best = (np.inf, None, None)
-    drawn = disturbance * rng.uniform(-1, 1, x.shape)
-    drawn[:, ::2] = disturbance * np.sign(drawn[:, ::2])
+    if disturbance is None:  # that of the trajectories, their last step apart
+        after = model.step(x, u)
+        drawn = torch.nn.functional.pad(wrap(x[:, 1:] - after[:, :-1], model.state_is_angle), (0, 0, 0, 1))
+        bounds = np.zeros(x.shape[-1])
+    else:
+        bounds, drawn = disturbance, disturbance * rng.uniform(-1, 1, x.shape)
+        drawn[:, ::2] = disturbance * np.sign(drawn[:, ::2])
+        drawn = torch.from_numpy(drawn)
     for embedding in embeddings(observer, *fitting):
-        residuals = measure(tracker, observer, model, embedding, x, u, torch.from_numpy(drawn), disturbance)
+        residuals = measure(tracker, observer, model, embedding, x, u, drawn, bounds)
         worst = np.linalg.norm(residuals.state @ root.T, axis=-1).max(1)
         score = float(np.quantile(worst, 0.9 if x.shape[1] > 1 else 1.0)) * (1 + 1e-9 * len(embedding.powers))
         if score < best[0]:
@@ -223,7 +235,10 @@ def _best_embedding(tracker, observer, model, x, u, fitting, disturbance, rng):
 
 
 def measure(tracker, observer, model, embedding, x, u, drawn, bounds) -> Residuals:
-    """Residuals at states and inputs (trajectory, time, ...) under drawn disturbances."""
+    """Residuals at states and inputs (trajectory, time, ...) under drawn disturbances.
+
+    What is linear in disturbances with positive `bounds` is left out, since an ellipsoid allows for the whole of it.
+    """
     n, kinds = model.nstates, tracker.kinds
     coordinates = getattr(observer, "coordinates", None)
     if coordinates is not None:
@@ -249,7 +264,8 @@ def measure(tracker, observer, model, embedding, x, u, drawn, bounds) -> Residua
     residual = (moved - following).numpy() - drawn.numpy() @ columns.T
     readout = []
     for k, kind in enumerate(kinds):
-        seen = (out[..., k * n : (k + 1) * n] - scaled(x if kind == "filtered" else after)).abs().numpy()
+        truth = x if kind == "filtered" else after + drawn * torch.from_numpy(bounds == 0)
+        seen = (out[..., k * n : (k + 1) * n] - scaled(truth)).abs().numpy()
         readout.append(seen + (bounds / tracker.state_scale if kind == "predicted" else 0.0))
     place = (z - torch.nn.functional.pad(scaled(x), (0, z.shape[-1] - n)))[:, 0].abs().numpy()
     return Residuals(residual, columns * bounds, np.array(readout), place)
