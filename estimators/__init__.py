@@ -3,7 +3,9 @@
 from estimators.base import Estimate, Estimator
 from estimators.benchmark import benchmark
 from estimators.certificates.certify import certify, refine
+from estimators.certificates.error_bound import ErrorBound, certify_error
 from estimators.certificates.feedforward import lipschitz_bound
+from estimators.certificates.plant_check import PlantCheck, check_plant
 from estimators.certificates.result import Certificate
 from estimators.consistency import consistency
 from estimators.gaussian import (
@@ -23,7 +25,7 @@ from estimators.networks import R2DN, REN, LipschitzNetwork, R2DNMatrices, RENMa
 from estimators.observability import Observability, observability
 from estimators.observer import ObserverState, R2DNObserver
 from estimators.particles import EnsembleKalmanFilter, ParticleFilter, ParticleState
-from estimators.plotting import plot_consistency, plot_error_decay, plot_estimates, plot_training
+from estimators.plotting import plot_consistency, plot_error_decay, plot_estimates, plot_training, plot_tube
 from estimators.replay import Replay
 from estimators.run import run, smooth
 from estimators.training import FitResult
@@ -36,6 +38,7 @@ __all__ = [
     "Certificate",
     "CubatureKalmanFilter",
     "EnsembleKalmanFilter",
+    "ErrorBound",
     "Estimate",
     "Estimator",
     "ExtendedKalmanFilter",
@@ -50,6 +53,7 @@ __all__ = [
     "ObserverState",
     "ParticleFilter",
     "ParticleState",
+    "PlantCheck",
     "R2DNMatrices",
     "R2DNObserver",
     "RENMatrices",
@@ -59,6 +63,8 @@ __all__ = [
     "UnscentedKalmanFilter",
     "benchmark",
     "certify",
+    "certify_error",
+    "check_plant",
     "consistency",
     "lipschitz_bound",
     "load",
@@ -67,6 +73,7 @@ __all__ = [
     "plot_error_decay",
     "plot_estimates",
     "plot_training",
+    "plot_tube",
     "refine",
     "run",
     "smooth",

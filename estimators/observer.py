@@ -5,17 +5,18 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy.linalg
 import torch
 import xarray as xr
 
+from estimators import observer_file
 from estimators.base import Estimate, check_measurement, check_record
 from estimators.coordinates import Coordinates
 from estimators.design import AffineModel
-from estimators.files import load_safetensors, save_safetensors
 from estimators.gaussian.kalman import SteadyState
 from estimators.networks.initialise import from_linear
 from estimators.networks.matrices import R2DNMatrices
-from estimators.networks.r2dn import R2DN
+from estimators.networks.recurrent import check_sizes
 from estimators.networks.rollout import Recursion, rollout
 from estimators.networks.streaming import Stream
 from estimators.training import FitResult, fit
@@ -24,8 +25,6 @@ from plants.arrays import as_tensor
 from plants.model import StateSpaceModel
 from plants.schema import to_tensors, validate
 
-FORMAT = "contracting-observers R2DNObserver 1"
-
 
 class ObserverState(NamedTuple):
     """Belief of an observer.
@@ -33,7 +32,7 @@ class ObserverState(NamedTuple):
     Attributes
     ----------
     z : torch.Tensor
-        (..., nstates), internal state, in the observer's coordinates.
+        (..., nstates of the observer), internal state, in the observer's coordinates.
     predicted : torch.Tensor
         (..., nstates), predicted estimate, in the observer's coordinates.
     held : torch.Tensor
@@ -82,6 +81,10 @@ class R2DNObserver:
         Widths of its hidden layers.
     contraction_rate : float
         Designed rate, in (0, 1].
+    nstates : int, optional
+        Size of the observer's state, at least the plant's, which is the default. More of it lets an observer track
+        plants that none of their own size can in a constant metric (see :func:`estimators.check_plant`): the estimate
+        is a learned linear map of the whole state, the further ones start at zero.
     activation : {'relu', 'leaky_relu', 'elu', 'tanh', 'sigmoid', 'softplus'}
         Of the network.
     initialisation : {'kalman', 'random'}
@@ -104,6 +107,7 @@ class R2DNObserver:
         nfeedback: int = 16,
         hidden: Sequence[int] = (48, 48),
         contraction_rate: float = 0.99,
+        nstates: int | None = None,
         activation: str = "relu",
         initialisation: str = "kalman",
         seed: int = 0,
@@ -113,18 +117,18 @@ class R2DNObserver:
         if initialisation not in ("kalman", "random"):
             raise ValueError(f"initialisation must be 'kalman' or 'random', got {initialisation!r}")
         self.model, self.initialisation, self.seed = model, initialisation, int(seed)
+        self.nstates = model.nstates if nstates is None else check_sizes(nstates=nstates)
+        if self.nstates < model.nstates:
+            raise ValueError(f"nstates must be at least the plant's {model.nstates}, got {nstates}")
         self.settings = {
             "nfeedback": nfeedback,
             "hidden": list(hidden),
             "contraction_rate": contraction_rate,
             "activation": activation,
+            "nstates": self.nstates,
         }
-        self.network = R2DN(
-            model.ninputs + model.noutputs + 1,
-            model.nstates,
-            2 * model.nstates,
-            generator=torch.Generator().manual_seed(self.seed),
-            **self.settings,
+        self.network = observer_file.make_network(
+            model.ninputs, model.nstates, model.noutputs, self.settings, torch.Generator().manual_seed(self.seed)
         )
         self.coordinates: Coordinates | None = None
 
@@ -162,13 +166,28 @@ class R2DNObserver:
             np.hstack([affine.B - L @ affine.D, L, silent]),
             affine.b - L @ affine.d,
         )
-        from_linear(self.network, closed, into, offset)
+        from_linear(self.network, *self._lifted(closed, into, offset))
         network = self.network
         with torch.no_grad():
-            network.C2.copy_(torch.from_numpy(np.vstack([np.eye(nx) - K @ affine.C, closed])))
+            network.C2.zero_()
+            network.C2[:, :nx].copy_(torch.from_numpy(np.vstack([np.eye(nx) - K @ affine.C, closed])))
             network.D22.copy_(torch.from_numpy(np.vstack([np.hstack([-K @ affine.D, K, silent]), into])))
             network.by.copy_(torch.from_numpy(np.concatenate([-K @ affine.d, offset])))
             network.D21.zero_()
+
+    def _lifted(self, A, B, b):
+        """Add the further states to a linear start: filters of the inputs, of different pace, not read out yet."""
+        extra = self.nstates - len(A)
+        if not extra:
+            return A, B, b
+        rng = np.random.default_rng(self.seed)
+        pace = self.contraction_rate * np.linspace(0.5, 0.95, extra)
+        into = (1 - pace)[:, None] * rng.standard_normal((extra, B.shape[1])) * (np.arange(B.shape[1]) < B.shape[1] - 1)
+        return scipy.linalg.block_diag(A, np.diag(pace)), np.vstack([B, into]), np.concatenate([b, np.zeros(extra)])
+
+    def pad(self, z: torch.Tensor) -> torch.Tensor:
+        """Widen (..., nstates of the plant) to the observer's states, with zeros."""
+        return torch.nn.functional.pad(z, (0, self.nstates - z.shape[-1]))
 
     def linear_design(self, dataset: xr.Dataset) -> tuple[AffineModel, SteadyState]:
         """Fit the best affine model of the plant over a dataset and find the gains that track best with it.
@@ -213,7 +232,7 @@ class R2DNObserver:
         x0 = wrap(as_tensor(x0, "x0", self.model.nstates), self.model.state_is_angle)
         held = torch.full((*x0.shape[:-1], self.model.noutputs), math.nan, dtype=torch.float64)
         z = self.coordinates.from_plant(x0)
-        return ObserverState(z, z, held, 1.0, matrices, Stream(matrices) if z.ndim == 1 else None)
+        return ObserverState(self.pad(z), z, held, 1.0, matrices, Stream(matrices) if z.ndim == 1 else None)
 
     def step(self, state: ObserverState, u, y) -> tuple[ObserverState, Estimate]:
         """Use u and y of instant k.
@@ -246,7 +265,7 @@ class R2DNObserver:
         lead = torch.broadcast_shapes(state.z.shape[:-1], u.shape[:-1], y.shape[:-1])
         u, y = u.expand(*lead, -1), y.expand(*lead, -1)
         v, shift, held = self.coordinates.network_input(u[..., None, :], y[..., None, :], state.held, state.startup)
-        z, out = state.matrices.step(self._first_frame(state, u, y) + shift[..., 0, :], v[..., 0, :])
+        z, out = state.matrices.step(self._first_frame(state, u, y) + self.pad(shift[..., 0, :]), v[..., 0, :])
         nx = self.model.nstates
         following = state._replace(z=z, predicted=out[..., nx:], held=held, startup=self._fade(state.startup))
         return following, Estimate(self.coordinates.to_plant(state.predicted), self.coordinates.to_plant(out[..., :nx]))
@@ -258,7 +277,11 @@ class R2DNObserver:
         """`step` of one trajectory, the same numbers in a fraction of the time."""
         coordinates, nx = self.coordinates, self.model.nstates
         v, shift, held = coordinates.network_sample(u, y, state.held.numpy(), state.startup)
-        z, out = state.stream.step(state.z.numpy() + shift, v)
+        z = state.z.numpy()
+        if coordinates.follows_turns:
+            z = z.copy()
+            z[:nx] += shift
+        z, out = state.stream.step(z, v)
         z, predicted, held, before, filtered = map(
             torch.from_numpy,
             (
@@ -278,17 +301,16 @@ class R2DNObserver:
         lead = torch.broadcast_shapes(state.z.shape[:-1], y.shape[:-2])
         u, y = u.expand(*lead, -1, -1), y.expand(*lead, -1, -1)
         v, shift, _ = self.coordinates.network_input(u, y, state.held, state.startup)
-        steps, nx = v.shape[-2], self.model.nstates
+        steps, nx, shift = v.shape[-2], self.model.nstates, self.pad(shift)
 
         def time_first(a):
             return a.reshape(lead.numel(), steps, -1).transpose(0, 1).contiguous()
 
         z = self._first_frame(state, u[..., 0, :], y[..., 0, :]) + shift[..., 0, :]
         with torch.no_grad():
-            following = torch.cat([time_first(shift)[1:], shift.new_zeros(1, lead.numel(), nx)])
-            _, out = rollout(
-                state.matrices, z.expand(*lead, nx).reshape(lead.numel(), nx), time_first(v), following, states=False
-            )
+            following = torch.cat([time_first(shift)[1:], shift.new_zeros(1, lead.numel(), self.nstates)])
+            z = z.expand(*lead, -1).reshape(lead.numel(), -1)
+            _, out = rollout(state.matrices, z, time_first(v), following, states=False)
         out = out.transpose(0, 1).reshape(*lead, steps, 2 * nx)
         predicted = torch.cat([state.predicted.expand(*lead, nx)[..., None, :], out[..., :-1, nx:]], dim=-2)
         return Estimate(self.coordinates.to_plant(predicted), self.coordinates.to_plant(out[..., :nx]))
@@ -298,9 +320,11 @@ class R2DNObserver:
         coordinates, fresh = self.coordinates, torch.isnan(state.held)
         if not bool(coordinates.carried.any() & fresh.any()):
             return state.z
-        x = state.z * coordinates.state_scale + coordinates.state_centre
+        nx = self.model.nstates
+        x = state.z[..., :nx] * coordinates.state_scale + coordinates.state_centre
         y = torch.where(fresh, y, torch.full_like(y, math.nan))
-        return coordinates.from_plant(coordinates.in_frame_of(x, u, y))
+        framed = coordinates.from_plant(coordinates.in_frame_of(x, u, y))
+        return torch.cat([framed, state.z[..., nx:].expand(*framed.shape[:-1], -1)], -1)
 
     def _require_data(self):
         if self.coordinates is None:
@@ -322,23 +346,8 @@ class R2DNObserver:
             The observer has not been initialised, or the place cannot be written.
         """
         self._require_data()
-        tensors = {f"network.{k}": v.detach().contiguous() for k, v in self.network.state_dict().items()}
-        tensors |= {f"coordinates.{k}": v for k, v in self.coordinates.tensors().items()}
-        model = self.model
-        header = {
-            "format": FORMAT,
-            "settings": self.settings,
-            "initialisation": self.initialisation,
-            "seed": self.seed,
-            "plant": {
-                "name": model.name,
-                "dt": model.dt,
-                "states": model.state_labels,
-                "inputs": model.input_labels,
-                "outputs": model.output_labels,
-            },
-        }
-        save_safetensors(path, tensors, header)
+        settings = self.settings | {"initialisation": self.initialisation, "seed": self.seed}
+        observer_file.write(path, self.network, self.coordinates.tensors(), settings, self.model)
 
     @classmethod
     def load(cls, path, model: StateSpaceModel) -> "R2DNObserver":
@@ -364,26 +373,19 @@ class R2DNObserver:
             raise TypeError(
                 f"model must be the StateSpaceModel the observer was trained for, got {type(model).__name__}"
             )
-        tensors, header = load_safetensors(path, FORMAT)
-        plant = header["plant"]
-        for what, stored, own in (
-            ("states", plant["states"], model.state_labels),
-            ("inputs", plant["inputs"], model.input_labels),
-            ("outputs", plant["outputs"], model.output_labels),
-            ("sample time", plant["dt"], model.dt),
+        found = observer_file.read(path)
+        plant = found.plant
+        for key, what, own in (
+            ("states", "states", model.state_labels),
+            ("inputs", "inputs", model.input_labels),
+            ("outputs", "outputs", model.output_labels),
+            ("dt", "sample time", model.dt),
         ):
-            if (tuple(stored) if isinstance(stored, list) else stored) != own:
+            if plant[key] != own:
                 raise ValueError(
-                    f"{path} holds an observer for {plant['name']!r} with {what} {stored}, "
+                    f"{path} holds an observer for {plant['name']!r} with {what} {plant[key]}, "
                     f"the model {model.name!r} has {own}"
                 )
-        observer = cls(model, **header["settings"], initialisation=header["initialisation"], seed=header["seed"])
-        try:
-            observer.network.load_state_dict(
-                {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
-            )
-            stored = {k.removeprefix("coordinates."): v for k, v in tensors.items() if k.startswith("coordinates.")}
-            observer.coordinates = Coordinates(model, **stored)
-        except (RuntimeError, TypeError) as error:
-            raise ValueError(f"{path} is damaged: {error}") from error
+        observer = cls(model, **found.settings)
+        observer.network, observer.coordinates = found.network, Coordinates(model, **found.coordinates)
         return observer

@@ -10,10 +10,13 @@ from pathlib import Path
 import control as ct
 import numpy as np
 import pandas as pd
+import torch
 import xarray as xr
 
+from estimators import observer_file
 from estimators.benchmark import benchmark
-from estimators.certificates.certify import certify
+from estimators.certificates.certify import certify, certify_parts
+from estimators.certificates.error_bound import ErrorBound, certify_error
 from estimators.certificates.result import Certificate
 from estimators.design import noise_of
 from estimators.gaussian import ExtendedKalmanFilter, UnscentedKalmanFilter
@@ -42,6 +45,7 @@ class Comparison:
     history: FitResult
     table: xr.Dataset
     certificate: Certificate
+    certificates: dict[str, Certificate]
 
 
 def find_plant(name: str) -> ct.InputOutputSystem | Scenario:
@@ -248,12 +252,68 @@ def compare(
     )
     say(
         f"R2DN trained: {sum(p.numel() for p in observer.network.parameters())} parameters, "
-        f"{history.wall_time:.0f} s, kept update {history.best_update} of {history.updates[-1]}"
+        f"{history.wall_time:.0f} s, kept update {history.best_update} of {history.updates[-1]}; "
+        f"contraction rate designed {history.designed_rate:g}, refined {history.refined_rate:.4f}"
     )
     estimators = {"R2DN": observer, **estimators}
     table = benchmark(estimators, datasets["test"])
-    certificate = certify(observer, datasets["test"])
-    return Comparison(model, datasets, estimators, history, table, certificate)
+    certificates = {name: certify(estimator, datasets["test"]) for name, estimator in estimators.items()}
+    return Comparison(model, datasets, estimators, history, table, certificates["R2DN"], certificates)
+
+
+def certify_model(
+    path,
+    plant: str | None = None,
+    data=None,
+    *,
+    dt: float | None = None,
+    probability: float = 0.99,
+    say: Callable[[str], None] = print,
+) -> tuple[Certificate, ErrorBound | None]:
+    """Certify the observer in a file, and bound its error on data of its plant.
+
+    Parameters
+    ----------
+    path : path-like
+        File of an R2DNObserver.
+    plant : str, optional
+        Catalogue name or ``module:factory``. Without it the certificate is about the observer alone.
+    data : path-like, optional
+        Trajectories with true states.
+    dt : float, optional
+        For a bare continuous system.
+    probability : float
+        Of the tube.
+    say : callable
+        Where lines of text go.
+
+    Returns
+    -------
+    certificate : Certificate
+    bound : ErrorBound or None
+    """
+    file = observer_file.read(path)
+    say(f"{path}: observer of {file.plant['name']!r}, {file.network.nstates} states, dt = {file.plant['dt']:g}")
+    if plant is None:
+        with torch.no_grad():
+            return certify_parts(file.network.explicit(), file.coordinates, file.plant), None
+    system = find_plant(plant)
+    if dt is None and not isinstance(system, Scenario) and system.dt == 0:
+        dt = file.plant["dt"]
+    setting = as_scenario(system, dt, say, given_data=True)
+    observer = R2DNObserver.load(path, setting.model)
+    if data is None:
+        return certify(observer), None
+    trajectories = read_data(data, setting.model)
+    if trajectories.sizes["trajectory"] < 2 * probability / (1 - probability):
+        trajectories = cut(trajectories, min(STEPS, trajectories.sizes["time"]))
+        say(
+            f"few trajectories: cut into {trajectories.sizes['trajectory']} pieces of {trajectories.sizes['time']} samples, "
+            "taken as if they were independent"
+        )
+    return certify(observer, trajectories), certify_error(
+        observer, setting.model, trajectories, probability=probability
+    )
 
 
 def _numbers(values) -> str:

@@ -9,6 +9,7 @@ import torch
 import xarray as xr
 from matplotlib.figure import Figure
 
+from estimators.certificates.error_bound import ErrorBound
 from estimators.metrics import errors
 from estimators.training import FitResult
 from plants.angles import wrap
@@ -181,4 +182,66 @@ def plot_consistency(result: xr.Dataset) -> Figure:
     axes[-1].axhline(0.0, color="black", linewidth=0.8)
     axes[-1].set(title="autocorrelation of the innovations, with bounds (-)", xlabel="lag [samples]")
     axes[-1].legend(loc="upper right")
+    return figure
+
+
+def plot_tube(
+    bound: ErrorBound, estimates: xr.Dataset, dataset: xr.Dataset, *, trajectory: int = 0, kind: str = "filtered"
+) -> Figure:
+    """Plot one trajectory's estimates with their error tube, and the error beside the half-width.
+
+    Parameters
+    ----------
+    bound : ErrorBound
+        From :func:`estimators.certify_error`.
+    estimates : xarray.Dataset
+        From :func:`estimators.run`, of the same observer, no longer than the tube.
+    dataset : xarray.Dataset
+        With the true states.
+    trajectory : int
+        Which one.
+    kind : {'filtered', 'predicted'}
+        Which estimate.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Left the states, right the size of the error and the half-width, logarithmic.
+
+    Raises
+    ------
+    ValueError
+        A kind that the tube or the estimates do not have, estimates longer than the tube, data without states.
+    """
+    if kind not in bound.half_width["kind"].values or kind not in estimates:
+        raise ValueError(f"kind must be one of {list(bound.half_width['kind'].values)}, got {kind!r}")
+    if "x" not in dataset:
+        raise ValueError("dataset has no true states x")
+    count = estimates.sizes["time"]
+    if count > bound.half_width.sizes["time"]:
+        raise ValueError(f"estimates have {count} time steps, the tube {bound.half_width.sizes['time']}")
+    states = [str(s) for s in bound.half_width["state"].values]
+    figure, axes = plt.subplots(
+        len(states), 2, sharex=True, figsize=(11, 1.9 * len(states) + 0.8), squeeze=False, layout="constrained"
+    )
+    times = estimates["time"].values
+    for i, (row, state) in enumerate(zip(axes, states, strict=True)):
+        width = bound.half_width.sel(kind=kind, state=state).values[:count]
+        estimate = estimates[kind].values[trajectory][:, i]
+        truth = dataset["x"].values[trajectory][:count, i]
+        row[0].fill_between(times, estimate - width, estimate + width, alpha=0.2, label="tube")
+        row[0].plot(times, truth, "k", linewidth=1.5, label="true")
+        row[0].plot(times, estimate, linewidth=1, label=kind)
+        # a wide tube at the start would leave nothing to see of the rest
+        room = 0.5 * np.ptp(truth) + 2 * width[-1]
+        row[0].set(ylabel=state, ylim=(truth.min() - room, truth.max() + room))
+        row[1].semilogy(times, np.abs(estimate - truth), label="size of the error")
+        row[1].semilogy(times, width, label="half-width")
+        row[1].set_ylim(1e-3 * width.min(), 2 * width.max())
+    for axis in axes[-1]:
+        axis.set_xlabel(_time_label(dataset))
+    axes[0, 0].legend(loc="upper right", ncols=3)
+    axes[0, 1].legend(loc="upper right", ncols=2)
+    axes[0, 0].set_title(f"{kind} estimates, trajectory {trajectory}")
+    axes[0, 1].set_title(f"error tube: {bound.verdict}")
     return figure

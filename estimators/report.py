@@ -7,19 +7,22 @@ import numpy as np
 import xarray as xr
 
 from estimators import plotting
+from estimators.certificates.result import Certificate
 from estimators.pipeline import Comparison
 from plants.schema import save_dataset
 
 MEANING = {"predicted": "x(k) from y up to k-1", "filtered": "x(k) from y up to k"}
 
 
-def format_table(table: xr.Dataset) -> str:
+def format_table(table: xr.Dataset, certificates: dict[str, Certificate] | None = None) -> str:
     """Lay a benchmark out as text: one block for predicted, one for filtered estimates.
 
     Parameters
     ----------
     table : xarray.Dataset
         From :func:`estimators.benchmark`.
+    certificates : dict, optional
+        Of the estimators by name; each has its say in a column.
 
     Returns
     -------
@@ -55,7 +58,8 @@ def format_table(table: xr.Dataset) -> str:
                 ]
             )
         lines += ["", f"{kind} ({MEANING[kind]})", *_columns([head, *rows])]
-    rows = [["", "settles after" + (f" [{unit}]" if unit else ""), "NEES/n", "step [us]", "diverged"]]
+    head = ["", "settles after" + (f" [{unit}]" if unit else ""), "NEES/n", "step [us]", "diverged"]
+    rows = [[*head, "forgets its start"] if certificates else head]
     for i, name in enumerate(table["estimator"].values):
         nees = table["nees"].values[i]
         rows.append(
@@ -65,9 +69,17 @@ def format_table(table: xr.Dataset) -> str:
                 "-" if np.isnan(nees) else f"{nees:.2f}",
                 f"{1e6 * table['step_time'].values[i]:.0f}",
                 str(table["diverged"].values[i]),
+                *([_in_short(certificates[str(name)])] if certificates else []),
             ]
         )
     return "\n".join([*lines, "", *_columns(rows)])
+
+
+def _in_short(certificate: Certificate) -> str:
+    """Say in a table's cell what a certificate says."""
+    if certificate.metric is not None:
+        return f"{certificate.verdict}, {certificate.bound:.4f} a step"
+    return f"{certificate.verdict}, {certificate.bound:.1%} of starts tried"
 
 
 def _columns(rows: list[list[str]]) -> list[str]:

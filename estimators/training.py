@@ -1,5 +1,6 @@
 """Training of observers on rollouts."""
 
+import math
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
+from estimators.certificates.refine import smallest_rate
 from estimators.files import load_safetensors, save_safetensors
 from estimators.networks.rollout import rollout
 from plants.arrays import covariance_factor
@@ -35,6 +37,8 @@ class FitResult:
         Whose parameters were kept.
     wall_time : float
         Seconds.
+    designed_rate, refined_rate : float
+        Contraction rate asked for, and the smallest that the trained observer is proved to have in any metric.
     interrupted : bool
         Stopped by Ctrl-C; the best parameters so far were kept.
     checkpoint : str or None
@@ -48,6 +52,8 @@ class FitResult:
     wall_time: float = 0.0
     interrupted: bool = False
     checkpoint: str | None = None
+    designed_rate: float = math.nan
+    refined_rate: float = math.nan
 
 
 def fit(
@@ -143,7 +149,7 @@ def fit(
         raise ValueError(f"train has {train.sizes['time']} time steps, at least 3 are needed")
     if observer.coordinates is None:
         observer.initialise(train)
-    return _Training(observer, train, validation, horizon, batch, seed).run(
+    result = _Training(observer, train, validation, horizon, batch, seed).run(
         updates,
         one_step_updates,
         learning_rate,
@@ -152,6 +158,9 @@ def fit(
         resume,
         progress,
     )
+    result.designed_rate = observer.contraction_rate
+    result.refined_rate = smallest_rate(observer.explicit())
+    return result
 
 
 class _Records:
@@ -234,12 +243,15 @@ class _Training:
 
     def rollout_loss(self, start, z, v, shift):
         nx, steps = z.shape[-1], len(v)
-        states, out = rollout(self.network.collapsed(), start, v, shift, states=True)
+        pad = self.observer.pad
+        states, out = rollout(
+            self.network.collapsed(), pad(start), v, None if shift is None else pad(shift), states=True
+        )
         weight = self.predicted_weight[1 : steps + 1]
         if shift is not None:
             out = torch.cat([out[..., :nx], out[..., nx:] + shift], dim=-1)
         loss = self.loss(out[..., nx:], z[1:], weight, out[..., :nx], z[:-1], self.filtered_weight[:steps])
-        return loss + STATE_SHARE * (self.square(states[1:] - z[1:]) * weight).mean()
+        return loss + STATE_SHARE * (self.square(states[1:, :, :nx] - z[1:]) * weight).mean()
 
     def loss(self, predicted, after, predicted_weight, filtered, now, filtered_weight):
         return (
@@ -256,8 +268,9 @@ class _Training:
         start = now + spread * (self.normal(size, now.shape[1]) @ self.one_step_factor.T)
         v = data.v[when, which]
         v[:, -1] = 0.0  # errors of the stationary size
-        state, out = self.network.collapsed().step(start, v)
+        state, out = self.network.collapsed().step(self.observer.pad(start), v)
         after, nx = data.z[when + 1, which], now.shape[1]
+        state = state[:, :nx]
         if data.shift is not None:
             state = state + data.shift[when, which]
         weights = self.predicted_weight[-1], self.filtered_weight[-1]
@@ -348,7 +361,8 @@ class _Training:
         for name, parameter in self.network.named_parameters():
             for key, value in optimiser.state[parameter].items():
                 tensors[f"adam.{name}.{key}"] = value.clone()
-        history = {k: v for k, v in asdict(result).items() if k != "interrupted"}
+        left_out = ("interrupted", "designed_rate", "refined_rate")
+        history = {k: v for k, v in asdict(result).items() if k not in left_out}
         save_safetensors(
             path,
             tensors,

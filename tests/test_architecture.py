@@ -77,6 +77,7 @@ ORDER = [
     "estimators.coordinates",
     "estimators.design",
     "estimators.training",
+    "estimators.observer_file",
     "estimators.observer",
     "estimators.run",
     "estimators.metrics",
@@ -87,6 +88,10 @@ ORDER = [
     "estimators.certificates.basin",
     "estimators.certificates.plant_check",
     "estimators.certificates.certify",
+    "estimators.certificates.tracker",
+    "estimators.certificates.adversary",
+    "estimators.certificates.invariant",
+    "estimators.certificates.error_bound",
     "estimators.certificates",
     "estimators.plotting",
     "estimators.pipeline",
@@ -151,7 +156,7 @@ def test_public_parameters_are_documented(name, value):
         hasattr(value, "_fields")
         or getattr(value, "_is_protocol", False)
         or name.endswith("StateSpaceModel")
-        or name.endswith(("Certificate", "FitResult", "OperatingRegion"))
+        or name.endswith(("Certificate", "ErrorBound", "FitResult", "OperatingRegion", "PlantCheck"))
     ):
         assert "Attributes" in text or getattr(value, "_is_protocol", False)
         return

@@ -1,17 +1,22 @@
 """One door to every certificate."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import product as pairs
 
 import numpy as np
 import xarray as xr
 
+from estimators.certificates.basin import certify_basin
+from estimators.certificates.common_metric import certify_region
 from estimators.certificates.dissipation import EPS
 from estimators.certificates.feedforward import network_bound
 from estimators.certificates.linear_matrix import certify_matrices
 from estimators.certificates.loops import Loop
 from estimators.certificates.refine import fastest, gains, overall_gain, refine_loop
 from estimators.certificates.result import Certificate
+from estimators.certificates.update_map import UpdateMap
+from estimators.gaussian.filter import GaussianFilter
 from estimators.gaussian.kalman import KalmanFilter, steady_state
 from estimators.luenberger import LuenbergerObserver
 from estimators.metrics import errors
@@ -38,6 +43,15 @@ def certify(subject, dataset: xr.Dataset | None = None, *, region: Mapping | Non
     - **Luenberger observer or Kalman filter of a linear plant**: the same for its closed loop; of a Kalman filter, in
       its steady state.
     - **LipschitzNetwork**: its Lipschitz constant.
+    - **anything else with a constant update, over a region**: a StateSpaceModel or discrete python-control system (an
+      observer whose inputs are u and y, or a plant), a LuenbergerObserver of a nonlinear plant, a function
+      ``(x, u, y) -> x_next``. A metric is sought that contracts the Jacobians at sampled points; enclosures of the
+      Jacobian then prove it where the plant is small enough to cover (``'proved'``), else fresh points test it
+      (``'sampled'``, with the share of the region it may fail on). Before that, pairs of runs that do not
+      approach each other are sought (``'refuted'``, with starts and inputs); neither is ``'inconclusive'``. All
+      of it holds while both runs are in the region.
+    - **a Gaussian filter of a nonlinear plant, on a dataset**: no certificate, since its gain depends on its estimate,
+      but from which displaced starts it found back (``'sampled'``, or ``'refuted'`` with the start).
 
     ``'proved'`` means that every rounding error of the check is bounded, for the float64 matrices as the
     observer steps with; rounding of its own steps is not part of the claim. Contraction alone is not tracking: with
@@ -49,9 +63,12 @@ def certify(subject, dataset: xr.Dataset | None = None, *, region: Mapping | Non
     subject : object
         As above.
     dataset : xarray.Dataset, optional
-        Trajectories with true states.
+        Trajectories with true states: for the correctness residual of an observer, the starts and data of a filter;
+        over a region, they have to lie in it.
     region : mapping, optional
-        Not for these subjects.
+        ``{label: (lower, upper)}`` of states, inputs and, for an observer of a plant, outputs. Labels left out of a
+        StateSpaceModel are as in its operating region. For a function ``{'x': (lower, upper), 'u': ..., 'y': ...}``
+        with arrays.
 
     Returns
     -------
@@ -62,8 +79,12 @@ def certify(subject, dataset: xr.Dataset | None = None, *, region: Mapping | Non
     TypeError
         A subject that none of these is.
     ValueError
-        Matrices that are not finite or not what the claim presupposes, or an observer without data.
+        Matrices that are not finite or not what the claim presupposes, an observer without data; an empty region, or
+        one that the data leave; a region for a subject whose certificate is global.
     """
+    anywhere = R2DNMatrices | RENMatrices | LipschitzNetwork | Recurrent | R2DNObserver | GaussianFilter
+    if region is not None and isinstance(subject, anywhere):
+        raise ValueError(f"region is not for a {type(subject).__name__}, of which nothing is said about a region")
     if isinstance(subject, R2DNMatrices | RENMatrices):
         return certify_matrices(subject)
     if isinstance(subject, LipschitzNetwork):
@@ -77,9 +98,17 @@ def certify(subject, dataset: xr.Dataset | None = None, *, region: Mapping | Non
         return certificate
     if isinstance(subject, LuenbergerObserver | KalmanFilter) and subject.model.matrices is not None:
         return _linear(subject)
-    raise TypeError(
-        f"certify takes an R2DNObserver, R2DN, REN, R2DNMatrices or RENMatrices, got {type(subject).__name__}"
-    )
+    if isinstance(subject, GaussianFilter):
+        if dataset is None:
+            raise ValueError(
+                f"a {type(subject).__name__} of a nonlinear plant has no certificate: give a dataset, to see from "
+                "which starts on it the filter finds back"
+            )
+        return certify_basin(subject, dataset)
+    update = UpdateMap.of(subject, region)
+    if dataset is not None:
+        update.check_inside(dataset)
+    return certify_region(update)
 
 
 def refine(subject, rate: float | None = None) -> Certificate:
@@ -134,41 +163,48 @@ def _in_units(P, scale):
     return P / (scale * np.reshape(scale, (-1, 1)))
 
 
-def _observer(observer):
-    matrices, coordinates, model = observer.explicit(), observer.coordinates, observer.model
-    found = certify_matrices(matrices)
-    table, evidence = None, found.evidence
+def certify_parts(matrices: R2DNMatrices, coordinates: dict, plant: dict) -> Certificate:
+    """Certify an observer given by its matrices, as read from a file without its plant.
+
+    Parameters
+    ----------
+    matrices : R2DNMatrices
+        In the observer's coordinates.
+    coordinates, plant : dict
+        As in :class:`estimators.observer_file.ObserverFile`.
+    """
+    found, table = certify_matrices(matrices), None
+    scale = np.ones(len(matrices.A))
+    own = coordinates["state_scale"].numpy()
+    scale[: len(own)] = own
     if found.verdict == "proved":
         loop = Loop.of(matrices)
-        evidence["smallest rate in any metric"] = fastest(loop, found.metric, found.bound)[0]
-        scale = coordinates.state_scale.numpy()
+        found.evidence["smallest rate in any metric"] = fastest(loop, found.metric, found.bound)[0]
         table = _gains(
             loop,
             found.metric,
             ("filtered", "predicted"),
-            model,
-            np.concatenate([scale, scale]),
-            coordinates.input_scale.numpy(),
+            (plant["states"], plant["inputs"], plant["outputs"]),
+            np.concatenate([own, own]),
+            coordinates["input_scale"].numpy(),
         )
-    return Certificate(
-        found.property,
-        found.verdict,
-        found.bound,
-        found.margin,
-        _in_units(found.metric, coordinates.state_scale.numpy()),
-        evidence=evidence,
-        gains=table,
-    )
+    metric = _in_units(found.metric, scale)
+    return replace(found, metric=metric, gains=table)
 
 
-def _gains(loop, P, kinds, model, output_scale, input_scale):
+def _observer(observer):
+    model = observer.model
+    plant = {"states": model.state_labels, "inputs": model.input_labels, "outputs": model.output_labels}
+    return certify_parts(observer.explicit(), observer.coordinates.tensors(), plant)
+
+
+def _gains(loop, P, kinds, labels, output_scale, input_scale):
     """From each measurement to each estimate; the states together, in units of `output_scale`, where they are many."""
-    inputs = {label: model.ninputs + j for j, label in enumerate(model.output_labels)}
-    dims, n = ("kind", "state", "measurement"), model.nstates
+    states, plant_inputs, measured = labels
+    inputs = {label: len(plant_inputs) + j for j, label in enumerate(measured)}
+    dims, n = ("kind", "state", "measurement"), len(states)
     if len(kinds) * n * len(inputs) <= MOST_GAINS:
-        outputs = [
-            ((kind, s), [k * n + i]) for (k, kind), (i, s) in pairs(enumerate(kinds), enumerate(model.state_labels))
-        ]
+        outputs = [((kind, s), [k * n + i]) for (k, kind), (i, s) in pairs(enumerate(kinds), enumerate(states))]
         units = [output_scale[i] for _, (i,) in outputs]
     else:
         outputs = [((kind, "all, scaled"), list(range(k * n, k * n + n))) for k, kind in enumerate(kinds)]
@@ -246,7 +282,7 @@ def _linear(subject):
         kinds = ("predicted",)
     rate, here = fastest(loop, P, found.bound)
     scale = np.ones(len(loop.C2)), np.ones(loop.B2.shape[1])
-    table = _gains(loop, P, kinds, model, *scale)
+    table = _gains(loop, P, kinds, (model.state_labels, model.input_labels, model.output_labels), *scale)
     return Certificate(
         found.property, "proved", rate, here.prove(rate).margin, here.P, evidence=found.evidence, gains=table
     )

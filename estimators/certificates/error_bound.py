@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import product as corners
 
 import numpy as np
@@ -11,6 +11,7 @@ import xarray as xr
 from estimators.certificates.dissipation import EPS, InMetric, Term, add_terms
 from estimators.certificates.invariant import bounded_noise_tube, conformal_rank
 from estimators.certificates.refine import fastest, units_of
+from estimators.certificates.result import plain
 from estimators.certificates.rigorous import positive_definite_margin
 from estimators.certificates.tracker import Tracker, check_same_plant
 from estimators.metrics import errors
@@ -61,6 +62,10 @@ class ErrorBound:
             for name, value in self.evidence.items()
         ]
         return "\n".join(lines)
+
+    def to_dict(self) -> dict:
+        """All fields as JSON knows them; numbers that are not finite become None."""
+        return {f.name: plain(getattr(self, f.name)) for f in fields(self)} | {"steady": plain(self.steady)}
 
     def violations(self, observer, dataset: xr.Dataset, x0) -> np.ndarray:
         """Count where trajectories leave the tube.

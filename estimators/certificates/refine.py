@@ -1,5 +1,6 @@
 """For matrices as they are: the smallest rate, the best-conditioned metric, the smallest gains; all proved."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -7,9 +8,12 @@ import xarray as xr
 
 from estimators.certificates.dissipation import InMetric
 from estimators.certificates.gains import Response
+from estimators.certificates.linear_matrix import certify_matrices
 from estimators.certificates.loops import Loop
 from estimators.certificates.result import Certificate
 from estimators.certificates.semidefinite import best_conditioned
+from estimators.networks.matrices import R2DNMatrices
+from estimators.networks.ren import RENMatrices
 
 BISECTIONS = 26
 
@@ -44,6 +48,14 @@ def fastest(loop: Loop, P: np.ndarray, proved: float) -> tuple[float, InMetric]:
         if rate < proved and here.prove(rate).verdict == "proved":
             return here.smallest_rate(rate), here
     return proved, inequality.with_metric(P)
+
+
+def smallest_rate(matrices: R2DNMatrices | RENMatrices) -> float:
+    """Smallest rate of contraction that explicit matrices are proved to have; NaN where they are not proved at all."""
+    designed = certify_matrices(matrices)
+    if designed.verdict != "proved":
+        return math.nan
+    return fastest(Loop.of(matrices), designed.metric, designed.bound)[0]
 
 
 def units_of(loop: Loop, P: np.ndarray) -> np.ndarray:

@@ -1,6 +1,5 @@
 """The answer of a check."""
 
-import json
 import math
 from dataclasses import dataclass, field, fields
 
@@ -83,9 +82,9 @@ class Certificate:
             lines.append("  " + _table(self.gains))
         return "\n".join(lines)
 
-    def to_json(self) -> str:
-        """All fields as JSON; numbers that are not finite become null."""
-        return json.dumps({f.name: plain(getattr(self, f.name)) for f in fields(self)}, indent=2)
+    def to_dict(self) -> dict:
+        """All fields as JSON knows them; numbers that are not finite become None."""
+        return {f.name: plain(getattr(self, f.name)) for f in fields(self)}
 
 
 def plain(value):

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import control as ct
 import numpy as np
 import torch
+import xarray as xr
 
 from estimators.luenberger import LuenbergerObserver
 from plants.maps import ROUTES
@@ -14,6 +15,7 @@ from plants.program import NotRecordable, Program, derivatives
 from plants.region import OperatingRegion
 
 OPERATIONS = 20_000
+SIGNALS = (("x", "state"), ("u", "input"), ("y", "output"))
 
 
 class UpdateMap(NamedTuple):
@@ -56,6 +58,22 @@ class UpdateMap(NamedTuple):
     def split(self, points: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Tensors x and v from points (count, nstates + ninputs)."""
         return torch.from_numpy(points[:, : self.nstates].copy()), torch.from_numpy(points[:, self.nstates :].copy())
+
+    def check_inside(self, dataset: xr.Dataset) -> None:
+        """Raise ValueError where trajectories leave the box, with the label and how far they go."""
+        known = {
+            str(label): dataset[name].sel({dim: label}).values for name, dim in SIGNALS for label in dataset[dim].values
+        }
+        absent = [label for label in self.labels if label not in known]
+        if absent:
+            raise ValueError(f"the dataset has no {absent}, which the region bounds")
+        for label, lower, upper in zip(self.labels, self.lower, self.upper, strict=True):
+            low, high = np.nanmin(known[label]), np.nanmax(known[label])
+            if low < lower or high > upper:
+                raise ValueError(
+                    f"the data leave the region: {label} goes from {low:.4g} to {high:.4g}, the region from "
+                    f"{lower:.4g} to {upper:.4g}"
+                )
 
     @classmethod
     def of(cls, subject, region: Mapping | None) -> "UpdateMap":

@@ -316,6 +316,15 @@ class TestBadInput:
         safetensors.torch.save_file(tensors, tmp_path / "tampered", metadata=header)
         with pytest.raises(ValueError, match="not finite"):
             est.load(tmp_path / "tampered", observer.model)
+        tensors["network.X"][0, 0] = 1.0
+        safetensors.torch.save_file(tensors, tmp_path / "tampered", metadata=header)
+        with pytest.raises(ValueError, match=r"changed after it was written \(checksum\)"):
+            est.load(tmp_path / "tampered", observer.model)
+        tensors = safetensors.torch.load_file(tmp_path / "good")
+        rate = header | {"json": header["json"].replace('"contraction_rate": 0.99', '"contraction_rate": 0.5')}
+        safetensors.torch.save_file(tensors, tmp_path / "tampered", metadata=rate)
+        with pytest.raises(ValueError, match="checksum"):
+            est.load(tmp_path / "tampered", observer.model)
         del tensors["network.X"]
         safetensors.torch.save_file(tensors, tmp_path / "short", metadata=header)
         with pytest.raises(ValueError, match="damaged"):
