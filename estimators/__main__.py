@@ -53,11 +53,14 @@ def parser() -> argparse.ArgumentParser:
         description="Prove that an observer in a file is contracting: rate, metric, gains of noise; with data of its "
         "plant also an error tube. Exit code 0: proved, 1: refuted, 2: inconclusive, 3: input that cannot be used.",
     )
-    check.add_argument("model", metavar="MODEL", help="file of an R2DNObserver, as benchmark and observer.save write")
-    check.add_argument("--plant", metavar="PLANT", help="catalogue name or module:factory; needed with --data")
     check.add_argument(
-        "--data", metavar="FILE", help="trajectories with true states, netCDF or CSV: adds the error tube"
+        "model",
+        metavar="MODEL",
+        help="file of an R2DNObserver, as benchmark and observer.save write; or module:factory of anything else that "
+        "estimators.certify takes",
     )
+    check.add_argument("--plant", metavar="PLANT", help="catalogue name or module:factory; needed with --data")
+    check.add_argument("--data", metavar="FILE", help="trajectories with true states, netCDF or CSV: adds the tube")
     check.add_argument("--dt", type=float, help="sample time, for a bare continuous system of your own")
     check.add_argument(
         "--probability", type=float, default=0.99, help="with which a trajectory stays in the tube (default: 0.99)"

@@ -71,6 +71,16 @@ def find_plant(name: str) -> ct.InputOutputSystem | Scenario:
                 f"unknown plant {name!r}: use one of {', '.join(sorted(SCENARIOS))}, or module:factory of your own"
             )
         return scenario(name)
+    system = call_factory(name)
+    if not isinstance(system, Scenario | ct.InputOutputSystem):
+        raise ValueError(
+            f"{name} must return a python-control system or a plants.Scenario, got {type(system).__name__}"
+        )
+    return system
+
+
+def call_factory(name: str):
+    """Import a user's ``module:factory``, searched in the current folder too, and call it; ValueError where it fails."""
     module_name, _, factory_name = name.partition(":")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
@@ -85,14 +95,9 @@ def find_plant(name: str) -> ct.InputOutputSystem | Scenario:
     if not callable(factory):
         raise ValueError(f"{module_name!r} has no function {factory_name!r}")
     try:
-        system = factory()
+        return factory()
     except Exception as error:
         raise ValueError(f"{name} raised {type(error).__name__}: {error}") from error
-    if not isinstance(system, Scenario | ct.InputOutputSystem):
-        raise ValueError(
-            f"{name} must return a python-control system or a plants.Scenario, got {type(system).__name__}"
-        )
-    return system
 
 
 def as_scenario(
@@ -275,7 +280,7 @@ def certify_model(
     Parameters
     ----------
     path : path-like
-        File of an R2DNObserver.
+        File of an R2DNObserver, or ``module:factory`` of something else that :func:`estimators.certify` takes.
     plant : str, optional
         Catalogue name or ``module:factory``. Without it the certificate is about the observer alone.
     data : path-like, optional
@@ -292,6 +297,12 @@ def certify_model(
     certificate : Certificate
     bound : ErrorBound or None
     """
+    if ":" in str(path) and not Path(path).exists():
+        if plant is not None or data is not None:
+            raise ValueError(f"--plant and --data go with a file of an observer, not with {path}")
+        subject = call_factory(str(path))
+        say(f"{path}: {type(subject).__name__}")
+        return certify(subject), None
     file = observer_file.read(path)
     say(f"{path}: observer of {file.plant['name']!r}, {file.network.nstates} states, dt = {file.plant['dt']:g}")
     if plant is None:
@@ -308,8 +319,8 @@ def certify_model(
     if trajectories.sizes["trajectory"] < 2 * probability / (1 - probability):
         trajectories = cut(trajectories, min(STEPS, trajectories.sizes["time"]))
         say(
-            f"few trajectories: cut into {trajectories.sizes['trajectory']} pieces of {trajectories.sizes['time']} samples, "
-            "taken as if they were independent"
+            f"few trajectories: cut into {trajectories.sizes['trajectory']} pieces of {trajectories.sizes['time']} "
+            "samples, taken as if they were independent"
         )
     return certify(observer, trajectories), certify_error(
         observer, setting.model, trajectories, probability=probability
