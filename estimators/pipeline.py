@@ -80,7 +80,7 @@ def find_plant(name: str) -> ct.InputOutputSystem | Scenario:
 
 
 def call_factory(name: str):
-    """Import a user's ``module:factory``, searched in the current folder too, and call it; ValueError where it fails."""
+    """Import a user's ``module:factory``, from the current folder too, and call it; ValueError where it fails."""
     module_name, _, factory_name = name.partition(":")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))

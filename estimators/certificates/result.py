@@ -76,7 +76,7 @@ class Certificate:
         for name, value in self.evidence.items():
             if isinstance(value, str):
                 lines.append(f"  {name}: {value}")
-            elif np.ndim(value) < 2:
+            elif np.ndim(value) < 2 or np.size(value) <= 12:
                 lines.append(f"  {name}: {np.array2string(np.asarray(value), precision=4, threshold=12)}")
         if self.gains is not None:
             lines.append("  " + _table(self.gains))
