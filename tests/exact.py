@@ -41,7 +41,7 @@ def symmetric(P):
 
 
 def contracts(matrices, P, rate, slope):
-    """The contraction inequality of an R2DN (slope its network's Lipschitz constant) or a REN, at a rate in a metric."""
+    """Whether the contraction inequality of an R2DN, with the slope of its network, or of a REN holds."""
     flint.ctx.prec = BITS
     A, B1, C1 = (ball(getattr(matrices, name).detach().double().numpy()) for name in ("A", "B1", "C1"))
     P, square = ball(symmetric(P)), flint.arb(rate) ** 2

@@ -66,7 +66,8 @@ class Response:
             square = _star(Yu) @ Yu - tau * direct + HD @ _star(H) + mixed @ np.linalg.solve(reduced, _star(mixed))
             return float(np.linalg.eigvalsh(square)[:, -1].max())
 
-        centre = float((np.square(np.abs(C)).sum(1) / self.inner).max()) + np.finfo(float).tiny
+        centre = float((np.square(np.abs(C)).sum(1) / self.inner).max())
+        centre = max(centre, 1e-9 * float(np.square(np.abs(Yu)).max()))  # a network that does not reach the output
         taus = centre * np.geomspace(1e-2, 1e6, SCALES)
         for _ in range(3):
             values = [needed(tau) for tau in taus]
