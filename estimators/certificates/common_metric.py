@@ -219,7 +219,8 @@ def _run_pairs(of, x, levels, hold, unit, longer=1):
     for k in range(longer * STEPS):
         both = now.numpy().reshape(2, count, n)
         inside &= ((both >= of.lower[:n]) & (both <= of.upper[:n])).all((0, 2))
-        distance.append(np.linalg.norm((both[1] - both[0]) / unit, axis=1))
+        with np.errstate(all="ignore"):  # what has left the region may be anywhere
+            distance.append(np.linalg.norm((both[1] - both[0]) / unit, axis=1))
         v = torch.from_numpy(levels[(k % STEPS // hold) * hold, each])
         with torch.no_grad():
             now = of.step(now, torch.cat([v, v]))

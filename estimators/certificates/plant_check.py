@@ -135,7 +135,11 @@ def check_plant(model: StateSpaceModel, dataset: xr.Dataset | None = None, *, se
         observability(model, start, held, steps=len(held) if held.ndim == 2 else LENGTH, state_scale=scale)
         for start, held in records
     ]
-    worst = min(reports, key=lambda r: (r.rank, r.singular_values[-1] / r.singular_values[0]))
+
+    def weakest(report):
+        return float(report.singular_values[-1] / max(report.singular_values[0], np.finfo(float).tiny))
+
+    worst = min(reports, key=lambda report: (report.rank, weakest(report)))
     A, _, C, _ = (part.numpy() for part in model.linearize(x, u))
     A, C = A * scale / scale[:, None], C * scale
     _, values, right = np.linalg.svd(C)
@@ -150,7 +154,7 @@ def check_plant(model: StateSpaceModel, dataset: xr.Dataset | None = None, *, se
     constant = None if math.isnan(injection) else bisect(lambda rate: constant_gain(A, C, rate))
     return PlantCheck(
         worst.rank,
-        float(worst.singular_values[-1] / worst.singular_values[0]),
+        weakest(worst),
         worst.unobservable,
         injection,
         math.nan if constant is None else constant[0],

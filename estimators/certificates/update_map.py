@@ -95,9 +95,9 @@ class UpdateMap(NamedTuple):
             region = None
         if not isinstance(subject, StateSpaceModel):
             raise TypeError(
-                "certify takes an R2DNObserver, a network or its matrices, a linear observer or a filter; over a region a "
-                "StateSpaceModel, a discrete python-control system, a LuenbergerObserver or a function (x, u, y) -> "
-                f"x_next; got {type(subject).__name__}"
+                "certify takes an R2DNObserver, a network or its matrices, a linear observer or a filter; over a "
+                "region a StateSpaceModel, a discrete python-control system, a LuenbergerObserver or a function (x, u, "
+                f"y) -> x_next; got {type(subject).__name__}"
             )
         model, box = subject, subject.operating_region
         if region is not None:
