@@ -1,0 +1,212 @@
+"""Error tubes: hold on fresh trajectories, mean what they say, and are not vacuous."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+import estimators as est
+import plants
+from estimators.certificates.adversary import worst_errors
+from estimators.certificates.tracker import Tracker
+
+
+@pytest.fixture(scope="module")
+def tracked(trained_pair):
+    observer, _ = trained_pair
+    data = plants.scenario("pendulum").simulate(300, 80, seed=20)
+    return observer, data, est.certify_error(observer, observer.model, data, probability=0.9)
+
+
+def wrong_starts(data, start_error, seed):
+    """Starts anywhere in the box of allowed errors, every fourth at a corner."""
+    rng = np.random.default_rng(seed)
+    x = data["x"].values[:, 0]
+    share = rng.uniform(-1, 1, x.shape)
+    share[::4] = np.sign(share[::4])
+    return x + share * start_error
+
+
+def test_fresh_trajectories_stay_inside_as_often_as_promised(tracked):
+    observer, _, bound = tracked
+    fresh = plants.scenario("pendulum").simulate(1000, 80, seed=21)
+    outside = bound.violations(observer, fresh, wrong_starts(fresh, bound.evidence["start_error"], 0))
+    # 10 % are allowed; 150 calibration trajectories leave the true share a standard deviation of 2.4 %
+    assert outside.mean() <= 0.10 + 3 * 0.026
+    from_truth = bound.violations(observer, fresh, fresh["x"].values[:, 0])
+    assert 0.01 < from_truth.mean() <= 0.10 + 3 * 0.026  # nor is the tube much wider than it has to be
+
+
+def test_what_a_start_adds_dies_at_a_certified_rate(tracked):
+    observer, data, bound = tracked
+    smaller = est.certify_error(observer, observer.model, data, probability=0.9, start_error=[0.0, 0.0])
+    added = (bound.half_width - smaller.half_width).sel(kind="filtered").values
+    assert (added > 0).all() and (np.diff(added, axis=0) < 0).all()
+    slowest = est.certify(observer).bound
+    assert (added[40:] / added[:-40] <= slowest**40 * 1.5).all()
+    error = 2 * bound.evidence["start_error"]
+    double = est.certify_error(observer, observer.model, data, probability=0.9, start_error=error)
+    twice = (double.half_width - smaller.half_width).sel(kind="filtered").values
+    np.testing.assert_allclose(twice, 2 * added, rtol=1e-9)
+
+
+def test_a_higher_probability_takes_a_wider_tube_and_more_trajectories(tracked):
+    observer, data, bound = tracked
+    wider = est.certify_error(observer, observer.model, data, probability=0.98)
+    assert (wider.half_width > bound.half_width).all()
+    with pytest.raises(ValueError, match="takes 1998 trajectories, the dataset has 300"):
+        est.certify_error(observer, observer.model, data, probability=0.999)
+
+
+def test_another_plant_than_the_observers_own_gets_a_wider_tube(tracked):
+    observer, _, bound = tracked
+    setting = plants.scenario("pendulum")
+    other = plants.discretize(
+        plants.pendulum(gravity=18.0),
+        0.05,
+        operating_region=setting.operating_region,
+        angle_states=["theta"],
+        angle_outputs=["angle"],
+    )
+    data = plants.simulate(other, trajectories=300, steps=80, noise=setting.noise, seed=3, inputs=setting.excitation)
+    wider = est.certify_error(observer, other, data, probability=0.9).steady - bound.steady
+    assert float(wider.sel(kind="filtered", state="omega")) > 0.1 * float(
+        bound.steady.sel(kind="filtered", state="omega")
+    )
+
+
+class TestBoundedNoise:
+    def test_linear_observer_is_proved_and_near_its_worst_case(self):
+        """The l1 norm of the impulse response is what noise can do at most; the ellipsoid may not be below it."""
+        setting = plants.scenario("mass_spring_damper")
+        model = setting.model
+        observer = est.LuenbergerObserver.from_noise(model, setting.noise)
+        noise, disturbance = np.array([0.6]), np.array([0.03, 0.3])
+        bound = est.certify_error(
+            observer, model, {}, measurement_bound=noise, disturbance_bound=disturbance, start_error=[0.1, 0.1]
+        )
+        assert bound.verdict == "proved" and bound.probability == 1
+        A, _, C, _ = model.matrices
+        K = observer.gain.numpy()
+        closed, power = A - A @ K @ C, np.eye(2)
+        worst = np.zeros(2)
+        for _ in range(400):
+            worst += np.abs(power @ A @ K) @ noise + np.abs(power) @ disturbance
+            power = closed @ power
+        found = bound.steady.sel(kind="predicted").values
+        assert (found >= worst).all()
+        assert (found <= 2.5 * worst).all()
+
+    def test_no_noise_within_the_bound_leaves_the_tube(self, trained_pair):
+        observer, _ = trained_pair
+        setting = plants.scenario("pendulum")
+        quiet = plants.BoundedNoise(setting.noise.process_cov, setting.noise.measurement_cov)
+        data = setting.simulate(200, 80, seed=5, noise=quiet)
+        limit = quiet.measurement_bound
+        settings = {"measurement_bound": limit, "probability": 0.9, "start_error": [0.5, 0.5]}
+        bound = est.certify_error(observer, observer.model, data, **settings)
+        fresh = setting.simulate(300, 80, seed=6, noise=quiet)
+        # bang-bang noise instead of the drawn one
+        rng = np.random.default_rng(0)
+        clean = observer.model.output(fresh["x"].values, fresh["u"].values).numpy()
+        loud = fresh.assign(y=(fresh["y"].dims, clean + limit * rng.choice([-1.0, 1.0], clean.shape)))
+        outside = bound.violations(observer, loud, wrong_starts(loud, [0.5, 0.5], 1))
+        assert outside.mean() <= 0.1
+        worst = worst_errors(Tracker.of(observer), observer, observer.model, fresh, limit)
+        assert (bound.steady.values > worst).all()
+        assert (bound.evidence["steady half-width over that"] < 15).all()
+
+    def test_the_worst_noise_found_is_the_largest_there_is_for_a_linear_observer(self):
+        setting = plants.scenario("mass_spring_damper")
+        observer = est.LuenbergerObserver.from_noise(setting.model, setting.noise)
+        data = plants.simulate(setting.model, trajectories=4, steps=200, seed=0)  # no noise of its own
+        found = worst_errors(Tracker.of(observer), observer, setting.model, data, np.array([0.6]))
+        A, _, C, _ = setting.model.matrices
+        K = observer.gain.numpy()
+        closed, power, worst = A - A @ K @ C, np.eye(2), np.zeros(2)
+        for _ in range(400):
+            worst += 0.6 * np.abs(power @ A @ K)[:, 0]
+            power = closed @ power
+        np.testing.assert_allclose(found[1], worst, rtol=1e-6)
+
+    def test_over_a_region(self, trained_pair):
+        observer, _ = trained_pair
+        model, region = observer.model, {"theta": (-0.6, 0.6), "omega": (-1, 1), "torque": (-1, 1)}
+        small = [0.001, 0.01]
+        bound = est.certify_error(observer, model, region, measurement_bound=[0.1], disturbance_bound=small)
+        assert bound.verdict == "sampled" and "points of the region" in bound.statement
+        larger = est.certify_error(observer, model, region, measurement_bound=[0.3], disturbance_bound=small)
+        assert (larger.steady > bound.steady).all()
+
+
+def test_plot_and_text(tracked):
+    observer, data, bound = tracked
+    figure = est.plot_tube(bound, est.run(observer, data), data, trajectory=1)
+    assert len(figure.axes) == 4
+    plt.close(figure)
+    text = str(bound)
+    assert "SAMPLED" in text and "steady half-width, filtered" in text and "conformal" in text
+    assert bound.to_dict()["half_width"]["dims"] == ["kind", "time", "state"]
+    with pytest.raises(ValueError, match="kind must be one of"):
+        est.plot_tube(bound, est.run(observer, data), data, kind="smoothed")
+    long = plants.scenario("pendulum").simulate(2, 90, seed=0)
+    with pytest.raises(ValueError, match="90 time steps, the tube 80"):
+        est.plot_tube(bound, est.run(observer, long), long)
+
+
+class TestBadInput:
+    def test_observer_and_plant_of_different_kind(self, trained_pair):
+        observer, data = trained_pair
+        other = plants.scenario("van_der_pol")
+        with pytest.raises(ValueError, match="differ in state_labels"):
+            est.certify_error(observer, other.model, other.simulate(4, 20, seed=0))
+        slower = plants.discretize(plants.pendulum(), 0.1, angle_states=["theta"], angle_outputs=["angle"])
+        with pytest.raises(ValueError, match=r"differ in dt: 0\.05"):
+            est.certify_error(observer, slower, data)
+        with pytest.raises(TypeError, match="StateSpaceModel"):
+            est.certify_error(observer, plants.pendulum(), data)
+        with pytest.raises(ValueError, match="x"):
+            est.certify_error(observer, observer.model, data.drop_vars("x"))
+
+    def test_estimators_without_a_certificate(self, trained_pair):
+        _, data = trained_pair
+        setting = plants.scenario("pendulum")
+        with pytest.raises(TypeError, match="a filter has no certificate"):
+            est.certify_error(est.ExtendedKalmanFilter(setting.model, setting.noise), setting.model, data)
+        divergent = est.LuenbergerObserver(plants.scenario("mass_spring_damper").model, [[-5.0], [0.0]])
+        with pytest.raises(ValueError, match="not proved to be contracting"):
+            est.certify_error(divergent, divergent.model, data)
+        nonlinear = est.LuenbergerObserver(setting.model, [[0.1], [0.1]])
+        with pytest.raises(TypeError, match="not linear"):
+            est.certify_error(nonlinear, setting.model, data)
+
+    def test_bounds(self, trained_pair):
+        observer, data = trained_pair
+        model = observer.model
+        with pytest.raises(ValueError, match="start_error must be 2 numbers"):
+            est.certify_error(observer, model, data, start_error=[1.0])
+        with pytest.raises(ValueError, match="measurement_bound must be 1 numbers"):
+            est.certify_error(observer, model, data, measurement_bound=[-0.1])
+        with pytest.raises(ValueError, match="probability must be between"):
+            est.certify_error(observer, model, data, probability=1.0)
+        with pytest.raises(ValueError, match="measurement_bound is needed"):
+            est.certify_error(observer, model, {"theta": (-1, 1)})
+        with pytest.raises(ValueError, match="lower < upper"):
+            est.certify_error(observer, model, {"theta": (1, -1)}, measurement_bound=[0.1])
+        with pytest.raises(TypeError, match="where must be a Dataset or a region"):
+            est.certify_error(observer, model, [1, 2], measurement_bound=[0.1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mass_spring_damper", "pendulum", "van_der_pol", "quadruple_tank"])
+def test_ten_thousand_fresh_trajectories_with_the_default_training(name, capsys):
+    """Default training; both kinds of tube; figures of the README are printed."""
+    from tests.benchmarks.tubes import compare
+
+    result = compare(name)
+    with capsys.disabled():
+        print("\n" + result.row())
+    # 1 % is promised; 1000 calibration trajectories leave the true share a standard deviation of 0.3 %
+    assert result.outside <= 10_000 * (0.01 + 3 * 0.0033)
+    assert result.outside_bounded == 0
+    assert (result.steady_over_largest <= 10).all()
+    assert (result.bounded_over_worst <= 10.5).all()
