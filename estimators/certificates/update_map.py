@@ -188,9 +188,12 @@ def _of_luenberger(observer, region):
     absent = [label for label in model.output_labels if label not in region]
     if absent and not predictor:
         raise ValueError(f"region must bound the measurements {absent} too: where a filter gain leads depends on them")
-    outputs = OperatingRegion.from_bounds(
-        {k: b for k, b in region.items() if k in model.output_labels}, (), model.output_labels
-    )  # of a predictor, whose Jacobian does not depend on the measurement, any
+    given = {k: b for k, b in region.items() if k in model.output_labels}
+    if absent:  # what the sensors show there; the Jacobian of a predictor does not depend on it
+        seen = model.output(*own.sample(4096, seed=0)).numpy()
+        shown = zip(model.output_labels, zip(seen.min(0), seen.max(0), strict=True), strict=True)
+        given = dict(shown) | given
+    outputs = OperatingRegion.from_bounds(given, (), model.output_labels)
     nx, nu, gain = model.nstates, model.ninputs, observer.gain.numpy()
 
     def step(x, v):

@@ -38,10 +38,17 @@ class Result:
         def span(a):
             return f"{a.min():.2g} to {a.max():.2g}"
 
-        return (
-            f"| {self.name} | {self.rate:.4f} | {self.refined:.4f} | {self.outside} | "
-            f"{span(self.steady_over_largest)} | {self.outside_bounded} | {span(self.bounded_over_worst)} | {span(self.bounded_over_largest)} |"
+        cells = (
+            self.name,
+            f"{self.rate:.4f}",
+            f"{self.refined:.4f}",
+            str(self.outside),
+            span(self.steady_over_largest),
+            str(self.outside_bounded),
+            span(self.bounded_over_worst),
+            span(self.bounded_over_largest),
         )
+        return f"| {' | '.join(cells)} |"
 
 
 def starts(data, error, seed):
