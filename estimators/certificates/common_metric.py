@@ -181,14 +181,15 @@ def find_pair(of: UpdateMap, unit: np.ndarray, rng: np.random.Generator) -> dict
         growth, distance, inside = _run_pairs(of, x, levels, hold, unit)
         apart = np.flatnonzero(inside & (distance[-STEPS // 4 :].max(0) > 1e-6) & (growth >= 1))
         if len(apart):
-            apart = apart[np.argsort(distance[-1, apart])[-64:]]
+            # those that never come close are the plainest witnesses
+            apart = apart[np.argsort(distance[STEPS // 2 :, apart].min(0))[-64:]]
             growth_longer, far, stayed = _run_pairs(of, x[:, apart], levels[:, apart], hold[apart], unit, LONGER)
             # against the whole second quarter of the short run, so that a slow decay is not taken for none
             lasting = (
                 stayed & (growth_longer >= 1) & (far[-STEPS:].max(0) >= distance[STEPS // 4 : STEPS // 2, apart].max(0))
             )
             if lasting.any():
-                best = int(np.argmax(np.where(lasting, far[-1], -1)))
+                best = int(np.argmax(np.where(lasting, far[len(far) // 2 :].min(0), -1)))
                 k = apart[best]
                 used = levels[(np.arange(STEPS) // hold[k]) * hold[k], k]
                 return {
