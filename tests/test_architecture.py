@@ -90,6 +90,7 @@ ORDER = [
     "estimators.certificates.certify",
     "estimators.certificates.tracker",
     "estimators.certificates.adversary",
+    "estimators.certificates.residual_bound",
     "estimators.certificates.invariant",
     "estimators.certificates.error_bound",
     "estimators.certificates",

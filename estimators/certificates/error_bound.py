@@ -98,6 +98,7 @@ def certify_error(
     measurement_bound=None,
     disturbance_bound=None,
     probability: float = 0.99,
+    residual: str = "sampled",
     seed: int = 0,
 ) -> ErrorBound:
     """Bound the error of a contracting observer on a plant, over time, from any start.
@@ -135,7 +136,10 @@ def certify_error(
         (nstates,), largest disturbance of each state per step. Default: what drove the trajectories of the dataset
         belongs to them; over a region, none.
     probability : float
-        Wanted for a fresh trajectory, without noise bounds.
+        Wanted for a fresh trajectory of the kind of a dataset's.
+    residual : {'sampled', 'enclosed'}
+        Over a region: the largest of many points; or bounded by interval arithmetic, which makes the tube ``'proved'``
+        while the plant stays there, for plants of a few states and inputs.
     seed : int
         Of sampling.
 
@@ -151,6 +155,10 @@ def certify_error(
         Observer, model and data do not fit together; too few trajectories for the probability; a region that data
         leave, or is empty; bounds that are negative.
     """
+    if residual not in ("sampled", "enclosed"):
+        raise ValueError(f"residual must be 'sampled' or 'enclosed', got {residual!r}")
+    if residual == "enclosed" and isinstance(where, xr.Dataset):
+        raise ValueError("residual='enclosed' is for a region: trajectories are samples")
     tracker = Tracker.of(observer)
     check_same_plant(observer, model)
     width = model.operating_region.state_width if start_error is None else start_error
@@ -171,7 +179,8 @@ def certify_error(
             "disturbance_bound",
             model.nstates,
         )
-    found = bounded_noise_tube(tracker, observer, model, where, start, noise, disturbance, probability, seed)
+    enclosed = residual == "enclosed"
+    found = bounded_noise_tube(tracker, observer, model, where, start, noise, disturbance, probability, seed, enclosed)
     return ErrorBound(*found)
 
 

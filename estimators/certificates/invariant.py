@@ -27,9 +27,10 @@ import xarray as xr
 from estimators.certificates.adversary import worst_errors
 from estimators.certificates.dissipation import Inequality, Term, add_terms
 from estimators.certificates.refine import fastest
+from estimators.certificates.residual_bound import enclosed_residuals
 from estimators.certificates.rigorous import positive_definite_margin
 from estimators.certificates.semidefinite import inequality_matrix, positive, solve
-from estimators.certificates.tracker import Tracker, embeddings
+from estimators.certificates.tracker import HIGHEST_DEGREE, Tracker, embeddings
 from estimators.luenberger import LuenbergerObserver
 from plants.angles import wrap
 from plants.region import OperatingRegion
@@ -87,7 +88,9 @@ class Ellipsoid(NamedTuple):
     box: np.ndarray
 
 
-def bounded_noise_tube(tracker: Tracker, observer, model, where, start, noise, disturbance, probability, seed) -> tuple:
+def bounded_noise_tube(
+    tracker: Tracker, observer, model, where, start, noise, disturbance, probability, seed, enclosed
+) -> tuple:
     """Tube for bounded noise; the arguments of an :class:`~estimators.certificates.error_bound.ErrorBound`."""
     rng = np.random.default_rng(seed)
     least, _ = fastest(tracker.loop, tracker.metric, tracker.rate)
@@ -100,9 +103,15 @@ def bounded_noise_tube(tracker: Tracker, observer, model, where, start, noise, d
         rank = conformal_rank(count, probability)
         fitting = x[:half], u[:half]
     else:
-        x, u, fitting = _points(model, where, rng)
+        region = _region(model, where)
+        x, u, fitting = _points(model, region, rng)
         times, count = np.arange(LENGTH) * model.dt, len(x)
-    residuals, embedding = _best_embedding(tracker, observer, model, x, u, fitting, disturbance, rng)
+    linear = isinstance(observer, LuenbergerObserver) and observer.model is model
+    highest = 1 if enclosed else None
+    residuals, embedding = _best_embedding(tracker, observer, model, x, u, fitting, disturbance, rng, highest)
+    cells = 0
+    if enclosed and not linear:
+        residuals, cells = _enclosed(tracker, observer, model, embedding, region, residuals, disturbance)
     typical = np.quantile(np.abs(residuals.state), TYPICAL if along else 1.0, axis=(0, 1))
     scaled_noise, n = noise / tracker.output_scale, len(tracker.state_scale)
     widths = np.empty((len(tracker.kinds), count if along else 1, len(times), n))
@@ -129,9 +138,14 @@ def bounded_noise_tube(tracker: Tracker, observer, model, where, start, noise, d
         tube, chance = float(np.sort(scores)[rank - 1]) * shape, probability
     else:
         tube, chance = widths[:, 0], 1 - names / (count + 1)
-    if observer.model is model and isinstance(observer, LuenbergerObserver):
+    if linear:
         verdict, chance = "proved", 1.0
         statement = "for every trajectory of the linear plant"
+    elif enclosed:
+        verdict, chance = "proved", 1.0
+        statement = (
+            f"as long as states and inputs stay in the region, on which the residual is enclosed ({cells} cells)"
+        )
     else:
         verdict = "sampled"
         statement = (
@@ -154,9 +168,7 @@ def bounded_noise_tube(tracker: Tracker, observer, model, where, start, noise, d
             np.square(residuals.state).mean((0, 1))
         ),
         "share of what is bounded in the steady half-width": quiet / tube[:, steady].max(1),
-        "embedding": "the plant's state"
-        if embedding.weights is None
-        else f"polynomial of degree {max(map(len, embedding.powers))}",
+        "embedding": "the plant's state" if embedding.weights is None else f"polynomial of degree {embedding.degree}",
     }
     if along:
         worst = worst_errors(tracker, observer, model, where, noise)
@@ -185,14 +197,37 @@ def conformal_rank(count: int, probability: float) -> int:
     return rank
 
 
-def _points(model, where, rng):
-    """Points of a region, (count, 1, ...), and trajectories to fit the embedding on."""
+def _region(model, where):
+    """Box of states and inputs, labels left out as in the operating region."""
     if not isinstance(where, Mapping):
         raise TypeError(f"where must be a Dataset or a region {{label: (lower, upper)}}, got {type(where).__name__}")
     own = model.operating_region
     bounds = dict(zip(model.state_labels, zip(own.state_lower, own.state_upper, strict=True), strict=True))
     bounds |= dict(zip(model.input_labels, zip(own.input_lower, own.input_upper, strict=True), strict=True))
-    region = OperatingRegion.from_bounds(bounds | dict(where), model.state_labels, model.input_labels)
+    return OperatingRegion.from_bounds(bounds | dict(where), model.state_labels, model.input_labels)
+
+
+def _enclosed(tracker, observer, model, embedding, region, sampled, disturbance):
+    """Residuals over the box from their enclosures, in the place of sampled ones."""
+    lower = np.concatenate([region.state_lower, region.input_lower])
+    upper = np.concatenate([region.state_upper, region.input_upper])
+    state, readout, cells = enclosed_residuals(tracker, observer, model, embedding, lower, upper)
+    for k, kind in enumerate(tracker.kinds):
+        if kind == "predicted":
+            readout[k] += disturbance / tracker.state_scale
+    corner = np.array(list(corners((0.0, 1.0), repeat=model.nstates))) * region.state_width + region.state_lower
+    scaled = observer.coordinates.from_plant(torch.from_numpy(corner))
+    place = (embedding(torch.from_numpy(corner)) - observer.pad(scaled)).abs().amax(0).numpy()  # affine: at a corner
+    place = place * (1 + 1e-9) + (0.0 if embedding.weights is None else 1e-9)
+    # an affine embedding passes disturbances on exactly
+    unit = torch.zeros(1, model.nstates, dtype=torch.float64)
+    step = torch.diag(torch.from_numpy(disturbance))
+    directions = (embedding(unit + step) - embedding(unit)).numpy().T
+    return Residuals(state[None, None], directions, readout[:, None, None], place[None]), cells
+
+
+def _points(model, region, rng):
+    """Points of a region, (count, 1, ...), and trajectories to fit the embedding on."""
     points = region.sample(POINTS, int(rng.integers(2**31)))
     lower, upper = (
         np.concatenate([getattr(region, f"{part}_{side}") for part in ("state", "input")])
@@ -213,7 +248,7 @@ def _points(model, where, rng):
     return x, u, to_tensors(inside)[:2]
 
 
-def _best_embedding(tracker, observer, model, x, u, fitting, disturbance, rng):
+def _best_embedding(tracker, observer, model, x, u, fitting, disturbance, rng, highest=None):
     """Residuals in the embedding whose worst residuals are least, in the observer's metric."""
     root = np.linalg.cholesky(tracker.metric).T
     best = (np.inf, None, None)
@@ -225,7 +260,7 @@ def _best_embedding(tracker, observer, model, x, u, fitting, disturbance, rng):
         bounds, drawn = disturbance, disturbance * rng.uniform(-1, 1, x.shape)
         drawn[:, ::2] = disturbance * np.sign(drawn[:, ::2])
         drawn = torch.from_numpy(drawn)
-    for embedding in embeddings(observer, *fitting):
+    for embedding in embeddings(observer, *fitting, highest or HIGHEST_DEGREE):
         residuals = measure(tracker, observer, model, embedding, x, u, drawn, bounds)
         worst = np.linalg.norm(residuals.state @ root.T, axis=-1).max(1)
         score = float(np.quantile(worst, 0.9 if x.shape[1] > 1 else 1.0)) * (1 + 1e-9 * len(embedding.powers))

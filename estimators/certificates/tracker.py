@@ -107,8 +107,19 @@ class Embedding(NamedTuple):
             return torch.nn.functional.pad(scaled, (0, self.size - x.shape[-1]))
         return torch.from_numpy(_features(scaled.numpy(), self.powers) @ self.weights)
 
+    def on_scalars(self, scaled: np.ndarray) -> np.ndarray:
+        """Do the same for a vector of scaled states that are recorded scalars."""
+        if self.weights is None:
+            return np.concatenate([scaled, np.zeros(self.size - len(scaled), dtype=object)])
+        return np.array([np.prod(scaled[list(p)]) if p else 1.0 for p in self.powers], dtype=object) @ self.weights
 
-def embeddings(observer, x: torch.Tensor, u: torch.Tensor) -> list[Embedding]:
+    @property
+    def degree(self) -> int:
+        """Of the polynomial; 1 for the scaled states themselves."""
+        return 1 if self.weights is None else max(map(len, self.powers))
+
+
+def embeddings(observer, x: torch.Tensor, u: torch.Tensor, highest: int) -> list[Embedding]:
     """Candidates for where an observer is while the plant is at x: polynomials fitted to noise-free runs, the identity.
 
     Parameters
@@ -117,6 +128,8 @@ def embeddings(observer, x: torch.Tensor, u: torch.Tensor) -> list[Embedding]:
         The observer.
     x, u : torch.Tensor
         (trajectory, time, ...), trajectories of the plant; the observer sees their noise-free outputs.
+    highest : int
+        Degree of the polynomials.
     """
     if isinstance(observer, LuenbergerObserver):
         return [Embedding(x.shape[-1], None)]
@@ -130,7 +143,7 @@ def embeddings(observer, x: torch.Tensor, u: torch.Tensor) -> list[Embedding]:
         z, _ = rollout(matrices, start, v.transpose(0, 1).contiguous(), shift, states=True)
     scaled, z = (a[:, settled:].reshape(-1, a.shape[-1]).numpy() for a in (scaled, z[:-1].transpose(0, 1)))
     found, powers = [Embedding(size, coordinates)], [()]
-    for degree in range(1, HIGHEST_DEGREE + 1):
+    for degree in range(1, highest + 1):
         powers = [*powers, *combinations_with_replacement(range(n), degree)]
         if len(powers) > min(MOST_FEATURES, len(z) // 20):
             break

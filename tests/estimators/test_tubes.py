@@ -3,11 +3,15 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import torch
 
 import estimators as est
 import plants
 from estimators.certificates.adversary import worst_errors
-from estimators.certificates.tracker import Tracker
+from estimators.certificates.invariant import measure
+from estimators.certificates.residual_bound import enclosed_residuals
+from estimators.certificates.tracker import Embedding, Tracker
+from estimators.metrics import errors
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +140,42 @@ class TestBoundedNoise:
         larger = est.certify_error(observer, model, region, measurement_bound=[0.3], disturbance_bound=small)
         assert (larger.steady > bound.steady).all()
 
+    def test_enclosed_residuals_prove_the_tube_over_a_region(self, trained_pair):
+        observer, _ = trained_pair
+        model, region = observer.model, {"theta": (-0.4, 0.4), "omega": (-0.5, 0.5), "torque": (-0.5, 0.5)}
+        settings = {"measurement_bound": [0.1], "disturbance_bound": [0.001, 0.01], "start_error": [0.1, 0.1]}
+        sampled = est.certify_error(observer, model, region, **settings)
+        proved = est.certify_error(observer, model, region, residual="enclosed", **settings)
+        assert proved.verdict == "proved" and proved.probability == 1 and "residual is enclosed" in proved.statement
+        assert (proved.steady < 1.5 * sampled.steady).all()
+        # runs that stay in the region stay in the tube, with noise and disturbance at their bounds
+        rng, count = np.random.default_rng(0), 2000
+        x = rng.uniform([-0.1, -0.2], [0.1, 0.2], (count, 2))
+        state, inside = observer.init(x + rng.uniform(-0.1, 0.1, x.shape)), np.ones(count, bool)
+        width = proved.half_width.sel(kind="filtered").values
+        for k in range(60):
+            u = rng.uniform(-0.5, 0.5, (count, 1))
+            y = model.output(x, u).numpy() + 0.1 * rng.choice([-1, 1], (count, 1))
+            state, estimate = observer.step(state, u, y)
+            assert (np.abs(errors(model, estimate.filtered, x)) <= width[k])[inside].all()
+            x = model.step(x, u).numpy() + np.array([0.001, 0.01]) * rng.choice([-1, 1], x.shape)
+            inside &= (np.abs(x) <= [0.4, 0.5]).all(1)
+        assert inside.mean() > 0.2
+
+    def test_enclosures_are_above_every_sample(self, trained_pair):
+        observer, _ = trained_pair
+        model, tracker = observer.model, Tracker.of(observer)
+        lower, upper = np.array([-0.5, -1.0, -0.5]), np.array([0.3, 0.5, 1.0])
+        identity = Embedding(2, observer.coordinates)
+        state, readout, _ = enclosed_residuals(tracker, observer, model, identity, lower, upper)
+        x, u = np.split(np.random.default_rng(1).uniform(lower, upper, (100_000, 3)), [2], axis=1)
+        x[:4], u[:4] = [[-0.5, -1.0], [0.3, 0.5], [-0.5, 0.5], [0.3, -1.0]], 1.0
+        points = torch.from_numpy(x)[:, None], torch.from_numpy(u)[:, None]
+        found = measure(tracker, observer, model, identity, *points, torch.zeros_like(points[0]), np.zeros(2))
+        largest = np.abs(found.state).max((0, 1)), found.readout.max((1, 2))
+        assert (largest[0] <= state).all() and (largest[1] <= readout).all()
+        assert (largest[0] > 0.8 * state).all() and (largest[1] > 0.8 * readout).all()  # nor far above
+
 
 def test_plot_and_text(tracked):
     observer, data, bound = tracked
@@ -191,6 +231,12 @@ class TestBadInput:
             est.certify_error(observer, model, {"theta": (-1, 1)})
         with pytest.raises(ValueError, match="lower < upper"):
             est.certify_error(observer, model, {"theta": (1, -1)}, measurement_bound=[0.1])
+        with pytest.raises(ValueError, match="residual must be 'sampled' or 'enclosed'"):
+            est.certify_error(observer, model, {}, measurement_bound=[0.1], residual="guessed")
+        with pytest.raises(ValueError, match="trajectories are samples"):
+            est.certify_error(observer, model, data, measurement_bound=[0.1], residual="enclosed")
+        with pytest.raises(ValueError, match="within half a turn"):
+            est.certify_error(observer, model, {"theta": (-4, 4)}, measurement_bound=[0.1], residual="enclosed")
         with pytest.raises(TypeError, match="where must be a Dataset or a region"):
             est.certify_error(observer, model, [1, 2], measurement_bound=[0.1])
 
