@@ -1,3 +1,4 @@
+import json
 import textwrap
 import warnings
 
@@ -128,3 +129,108 @@ def test_a_users_own_data(small, tmp_path, capsys):
 def test_input_that_cannot_be_used_ends_with_a_clear_message(small, my_plant, capsys, arguments, message):
     assert main(["benchmark", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+class TestCertify:
+    ON_DATA = ("certify", "pendulum.safetensors", "--plant", "pendulum", "--data")
+
+    @pytest.fixture
+    def saved(self, trained_pair, tmp_path, monkeypatch):
+        observer, _ = trained_pair
+        observer.save(tmp_path / "pendulum.safetensors")
+        plants.save_dataset(plants.scenario("pendulum").simulate(40, 60, seed=3), tmp_path / "runs.nc")
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+        return tmp_path
+
+    def test_a_file_alone(self, saved, capsys):
+        assert main(["certify", "pendulum.safetensors"]) == 0
+        said = capsys.readouterr().out
+        for word in (
+            "observer of 'pendulum', 2 states, dt = 0.05",
+            "PROVED",
+            "gains of noise",
+            "angle -> filtered theta",
+        ):
+            assert word in said
+
+    def test_with_plant_and_data_as_json(self, saved, trained_pair, capsys):
+        command = [
+            "certify",
+            "pendulum.safetensors",
+            "--plant",
+            "pendulum",
+            "--data",
+            "runs.nc",
+            "--probability",
+            "0.9",
+        ]
+        assert main([*command, "--json", "report.json"]) == 0
+        assert "error tube: SAMPLED" in capsys.readouterr().out
+        report = json.loads((saved / "report.json").read_text())
+        assert report["certificate"]["bound"] == est.certify(trained_pair[0]).bound
+        assert np.array(report["error_tube"]["half_width"]["data"]).shape == (2, 60, 2)
+        assert main([*command, "--json", "-"]) == 0
+        assert json.loads(capsys.readouterr().out) == report
+
+    def test_few_trajectories_are_cut(self, saved, capsys):
+        command = [
+            "certify",
+            "pendulum.safetensors",
+            "--plant",
+            "pendulum",
+            "--data",
+            "long.nc",
+            "--probability",
+            "0.8",
+        ]
+        plants.save_dataset(plants.scenario("pendulum").simulate(1, 4000, seed=4), saved / "long.nc")
+        assert main(command) == 0
+        assert "cut into 20 pieces of 200 samples" in capsys.readouterr().out
+
+    def test_users_own_subjects_and_exit_codes(self, saved, capsys):
+        (saved / "my_observers.py").write_text(
+            textwrap.dedent("""
+            import control as ct
+            import numpy as np
+            import plants
+
+            def model(function, bound):
+                system = ct.nlsys(lambda t, x, u, p: function(x, u), None, states=1, inputs=1, outputs=1, dt=1.0)
+                return plants.discretize(system, operating_region={"x[0]": (-bound, bound), "u[0]": (-0.5, 0.5)})
+
+            def good():
+                return model(lambda x, u: 0.5 * np.sin(x) + u, 2)
+
+            def bistable():
+                return model(lambda x, u: x + 0.1 * (x - x**3) + 0.01 * (u - x), 2)
+
+            def open_question():
+                return model(lambda x, u: 1.2 * x + u, 2)
+        """)
+        )
+        for name, code, word in (
+            ("good", 0, "PROVED"),
+            ("bistable", 1, "two starts"),
+            ("open_question", 2, "INCONCLUSIVE"),
+        ):
+            assert main(["certify", f"my_observers:{name}"]) == code
+            assert word in capsys.readouterr().out
+
+    def test_unusable_input(self, saved, capsys):
+        for arguments, message in (
+            (["absent"], "cannot read"),
+            (["pendulum.safetensors", "--data", "runs.nc"], "--data needs --plant"),
+            (["pendulum.safetensors", "--plant", "van_der_pol"], "holds an observer for 'pendulum'"),
+            (["pendulum.safetensors", "--plant", "pendulum", "--data", "runs.nc"], "takes 198 trajectories"),
+            (["pendulum.safetensors", "--json", "no/such/folder"], "cannot write"),
+            (["pendulum:nothing"], "cannot import"),
+            (["my_plants:factory", "--plant", "pendulum"], "go with a file"),
+        ):
+            assert main(["certify", *arguments]) == 3
+            assert message in capsys.readouterr().err
+        content = bytearray((saved / "pendulum.safetensors").read_bytes())
+        content[-3] ^= 1
+        (saved / "edited.safetensors").write_bytes(content)
+        assert main(["certify", "edited.safetensors"]) == 3
+        assert "checksum" in capsys.readouterr().err
