@@ -91,6 +91,7 @@ ORDER = [
     "estimators.certificates.tracker",
     "estimators.certificates.adversary",
     "estimators.certificates.residual_bound",
+    "estimators.certificates.residuals",
     "estimators.certificates.invariant",
     "estimators.certificates.error_bound",
     "estimators.certificates",

@@ -8,8 +8,8 @@ import torch
 import estimators as est
 import plants
 from estimators.certificates.adversary import worst_errors
-from estimators.certificates.invariant import measure
 from estimators.certificates.residual_bound import enclosed_residuals
+from estimators.certificates.residuals import measure
 from estimators.certificates.tracker import Embedding, Tracker
 from estimators.metrics import errors
 
