@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from estimators.certificates.dissipation import EPS, InMetric, Term, add_terms
-from estimators.certificates.invariant import bounded_noise_tube, conformal_rank
+from estimators.certificates.invariant import bounded_noise_tube, conformal_rank, turned_start
 from estimators.certificates.refine import fastest, units_of
 from estimators.certificates.result import plain
 from estimators.certificates.rigorous import positive_definite_margin
@@ -195,13 +195,14 @@ def _from_trajectories(tracker, observer, model, dataset, start, probability):
     validate(dataset, model, states=True)
     count = dataset.sizes["trajectory"]
     half, rank = count - count // 2, conformal_rank(count, probability)
-    x, _, _ = to_tensors(dataset)
+    x, u, y = to_tensors(dataset)
     found = np.abs(_errors(observer, dataset, x[:, 0], model))  # (kind, trajectory, time, state)
     shape = np.sqrt(np.square(found[:, : count - half]).mean(1))
     shape = np.maximum(shape, 0.1 * shape.max(1, keepdims=True) + np.finfo(float).tiny)
     scores = (found[:, count - half :] / shape[:, None]).max((0, 2, 3))
+    box = turned_start(observer, start, x, u, y, scores, rank)
     size = float(np.sort(scores)[rank - 1])
-    decay, rates = _forgetting(tracker, start, dataset.sizes["time"])
+    decay, rates = _forgetting(tracker, box, dataset.sizes["time"])
     tube = size * shape + decay
     largest = found[..., -max(1, found.shape[2] // 4) :, :].max((1, 2))
     bound = _labelled(tube, tracker.kinds, dataset, model)
@@ -260,7 +261,9 @@ def _forgetting(tracker, start, steps):
                 late = times - 1 if kind == "predicted" else times
                 value = size * rate ** np.maximum(late, 0)
                 if kind == "predicted":
-                    value[0] = start[i]  # before the first measurement the estimate is the start itself
+                    value[0] = (
+                        box[i] * tracker.state_scale[i]
+                    )  # before the first measurement the estimate is the start itself
                 best[k, :, i] = np.minimum(best[k, :, i], value)
     return best, (least, max(rate for rate, _ in proved))
 

@@ -20,6 +20,7 @@ from itertools import product as corners
 from typing import NamedTuple
 
 import numpy as np
+import torch
 import xarray as xr
 
 from estimators.certificates.adversary import worst_errors
@@ -28,7 +29,7 @@ from estimators.certificates.refine import fastest
 from estimators.certificates.residuals import LENGTH, best_residuals, enclosed_over, points_of, region_of
 from estimators.certificates.rigorous import positive_definite_margin
 from estimators.certificates.semidefinite import inequality_matrix, positive, solve
-from estimators.certificates.tracker import Tracker
+from estimators.certificates.tracker import Tracker, may_turn
 from estimators.luenberger import LuenbergerObserver
 from plants.schema import to_tensors, validate
 
@@ -37,6 +38,7 @@ TYPICAL = 0.9
 LEVELS, REFINED = 7, 4
 """Rates that are tried, and then again about the best."""
 INTERIOR = (1e-7, 1e-5)
+TURN = 2 * np.pi
 
 
 class Ellipsoid(NamedTuple):
@@ -70,7 +72,7 @@ def bounded_noise_tube(
     along = isinstance(where, xr.Dataset)
     if along:
         validate(where, model, states=True)
-        x, u, _ = to_tensors(where)
+        x, u, y = to_tensors(where)
         times, count = where["time"].values, len(x)
         half = count // 2
         rank = conformal_rank(count, probability)
@@ -82,13 +84,20 @@ def bounded_noise_tube(
     linear = isinstance(observer, LuenbergerObserver) and observer.model is model
     highest = 1 if enclosed else None
     residuals, embedding = best_residuals(tracker, observer, model, x, u, fitting, disturbance, rng, highest)
+    if not along:
+        largest = torch.from_numpy(np.maximum(np.abs(region.state_lower), np.abs(region.state_upper)))[None]
+        seen = model.output(largest, region.input_centre) + torch.from_numpy(noise)
+        start = np.where(
+            may_turn(observer, start, largest, torch.from_numpy(region.input_centre)[None], seen)[0], TURN, start
+        )
     cells = 0
     if enclosed and not linear:
         residuals, cells = enclosed_over(tracker, observer, model, embedding, region, disturbance)
-    typical = np.quantile(np.abs(residuals.state), TYPICAL if along else 1.0, axis=(0, 1))
+    chosen = residuals.state[:half] if along else residuals.state  # what calibrates the tube may not shape it
+    typical = np.quantile(np.abs(chosen), TYPICAL if along else 1.0, axis=(0, 1))
     scaled_noise, n = noise / tracker.output_scale, len(tracker.state_scale)
     widths = np.empty((len(tracker.kinds), count if along else 1, len(times), n))
-    rates, quiet = [], np.empty((len(tracker.kinds), n))
+    rates, quiet, ellipsoids = [], np.empty((len(tracker.kinds), n)), {}
     for k, kind in enumerate(tracker.kinds):
         for i in range(n):
             found = smallest_ellipsoid(tracker, (kind, i), scaled_noise, residuals.directions, typical, least)
@@ -98,20 +107,30 @@ def bounded_noise_tube(
                     f"{least:.6f} may be too close to 1"
                 )
             rates.append(found.rate)
-            widths[k, :, :, i] = _over_time(tracker, found, (kind, i), start, residuals, len(times), along)
+            ellipsoids[k, i] = found
             without = smallest_ellipsoid(
                 tracker, (kind, i), scaled_noise, residuals.directions, 0 * typical, least, (found.rate,)
             )
             quiet[k, i] = np.nan if without is None else np.sqrt(without.level + without.noise)
     steady = slice(-max(1, len(times) // 4), None)
     names = typical.size + quiet.size
-    if along:
+
+    def grown(start):
+        for (k, i), found in ellipsoids.items():
+            widths[k, :, :, i] = _over_time(tracker, found, (tracker.kinds[k], i), start, residuals, len(times), along)
+        if not along:
+            return widths[:, 0], None
         shape = widths[:, :half].mean(1)
-        scores = (widths[:, half:] / shape[:, None]).max((0, 2, 3))
+        return shape, (widths[:, half:] / shape[:, None]).max((0, 2, 3))
+
+    shape, scores = grown(start)
+    tube, chance = shape, 1 - names / (count + 1)
+    if along:
+        box = turned_start(observer, start, x, u, y, scores, rank)
+        if (box != start).any():
+            shape, scores = grown(box)
         tube, chance = float(np.sort(scores)[rank - 1]) * shape, probability
-    else:
-        tube, chance = widths[:, 0], 1 - names / (count + 1)
-    if linear:
+    if linear and disturbance is not None:
         verdict, chance = "proved", 1.0
         statement = "for every trajectory of the linear plant"
     elif enclosed:
@@ -154,6 +173,19 @@ def bounded_noise_tube(
         name="half_width",
     )
     return bound, verdict, statement, chance, evidence
+
+
+def turned_start(observer, start, x, u, y, scores, rank) -> np.ndarray:
+    """Start errors with room for whole turns, if more trajectories might need it than the probability leaves out.
+
+    Otherwise those that might are counted as outside, in place, among the `scores` of the second half.
+    """
+    turned = may_turn(observer, start, x[:, 0], u[:, 0], y[:, 0])
+    late = turned[len(turned) - len(scores) :].any(1)
+    if np.sort(np.where(late, np.inf, scores))[rank - 1] == np.inf:
+        return np.where(turned.any(0), TURN, start)
+    scores[late] = np.inf
+    return start
 
 
 def conformal_rank(count: int, probability: float) -> int:

@@ -106,8 +106,9 @@ def best_residuals(tracker, observer, model, x, u, fitting, disturbance, rng, hi
         drawn = torch.from_numpy(drawn)
     for embedding in embeddings(observer, *fitting, highest or HIGHEST_DEGREE):
         residuals = measure(tracker, observer, model, embedding, x, u, drawn, bounds)
-        worst = np.linalg.norm(residuals.state @ root.T, axis=-1).max(1)
-        score = float(np.quantile(worst, 0.9 if x.shape[1] > 1 else 1.0)) * (1 + 1e-9 * len(embedding.powers))
+        along = x.shape[1] > 1
+        worst = np.linalg.norm(residuals.state[: len(fitting[0]) if along else None] @ root.T, axis=-1).max(1)
+        score = float(np.quantile(worst, 0.9 if along else 1.0)) * (1 + 1e-9 * len(embedding.powers))
         if score < best[0]:
             best = (score, residuals, embedding)
     return best[1:]

@@ -12,6 +12,7 @@ from estimators.coordinates import Coordinates
 from estimators.luenberger import LuenbergerObserver
 from estimators.networks.rollout import rollout
 from estimators.observer import R2DNObserver
+from plants.angles import wrap
 from plants.model import StateSpaceModel
 
 KINDS = ("filtered", "predicted")
@@ -62,6 +63,10 @@ class Tracker(NamedTuple):
         elif isinstance(observer, LuenbergerObserver):
             certificate, loop, P = linear_start(observer)
             model = observer.model
+            if bool(model.state_is_angle.any()) or bool(model.output_is_angle.any()):
+                raise ValueError(
+                    "declared angles make the innovation of a linear observer jump at half a turn: declare none"
+                )
             kinds = KINDS if observer.form == "filter" else KINDS[1:]
             scales, nu, startup = (np.ones(model.nstates), np.ones(model.noutputs)), model.ninputs, None
         else:
@@ -154,6 +159,34 @@ def embeddings(observer, x: torch.Tensor, u: torch.Tensor, highest: int) -> list
 
 def _features(x, powers):
     return np.stack([np.prod(x[..., list(p)], axis=-1) for p in powers], axis=-1)
+
+
+def may_turn(observer, start: np.ndarray, x0: torch.Tensor, u0: torch.Tensor, y0: torch.Tensor) -> np.ndarray:
+    """Whether a start within `start` of x0 may land on another turn of an angle than x0 does, (count, nstates).
+
+    An observer brings the angles of its start within half a turn of the first measurement, where they are measured,
+    else of zero: then a start error is a turn less the angle it was.
+
+    Parameters
+    ----------
+    observer : R2DNObserver
+        Or any other, without angles.
+    start : numpy.ndarray
+        (nstates,), largest start errors.
+    x0, u0, y0 : torch.Tensor
+        (count, ...), true states, inputs and measurements at the start.
+    """
+    model = observer.model
+    turned = np.zeros(tuple(x0.shape), bool)
+    if not bool(model.state_is_angle.any()):
+        return turned
+    noise = wrap(y0 - model.output(x0, u0), model.output_is_angle).abs().nan_to_num(nan=np.inf).numpy()
+    carried = observer.coordinates.carried.numpy()
+    for i in model.state_is_angle.nonzero().flatten().tolist():
+        shown = np.flatnonzero(carried[:, i])
+        away = noise[:, shown[0]] if len(shown) else x0[:, i].abs().numpy()
+        turned[:, i] = away + start[i] >= np.pi
+    return turned
 
 
 def check_same_plant(observer, model: StateSpaceModel) -> None:

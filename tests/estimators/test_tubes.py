@@ -77,6 +77,37 @@ def test_another_plant_than_the_observers_own_gets_a_wider_tube(tracked):
     assert float(wider) > 1.1 * float(bound.steady.sel(here))
 
 
+def test_starts_on_another_turn_are_allowed_for(trained_pair):
+    """Near half a turn a small start error and a little noise put two runs a whole turn apart."""
+    observer, _ = trained_pair
+    data = plants.scenario("pendulum").simulate(120, 60, seed=9)
+    first = [
+        est.certify_error(observer, observer.model, data, probability=0.9, start_error=[e, 0.0]).half_width.values[
+            1, 0, 0
+        ]
+        for e in (0.5, 3.0)
+    ]
+    # the predicted estimate at the start is the start itself
+    assert first[0] < 1.5 and first[1] >= 2 * np.pi
+    x0 = data["x"].values[:, 0]
+    for sign in (-1, 1):  # exactly there
+        start = x0 + [sign * 3.0, 0.1]
+        bound = est.certify_error(observer, observer.model, data, probability=0.9, start_error=[3.0, 0.1])
+        assert bound.violations(observer, data, start).mean() <= 0.15
+
+
+def test_trajectories_of_a_linear_observer_are_a_sample_too():
+    setting = plants.scenario("mass_spring_damper")
+    observer = est.LuenbergerObserver.from_noise(setting.model, setting.noise)
+    data = setting.simulate(100, 60, seed=0)
+    bound = est.certify_error(observer, setting.model, data, measurement_bound=[0.6], probability=0.9)
+    assert bound.verdict == "sampled"  # the disturbances are drawn, not bounded
+    bound = est.certify_error(
+        observer, setting.model, data, measurement_bound=[0.6], disturbance_bound=[0.1, 1.0], probability=0.9
+    )
+    assert bound.verdict == "proved"
+
+
 class TestBoundedNoise:
     def test_linear_observer_is_proved_and_near_its_worst_case(self):
         """The l1 norm of the impulse response is what noise can do at most; the ellipsoid may not be below it."""
