@@ -1,5 +1,6 @@
 """Certificates against an independent route: 200-bit ball arithmetic, other solvers, simulation."""
 
+import copy
 import json
 
 import cvxpy as cp
@@ -247,3 +248,24 @@ def test_fit_reports_designed_and_refined_rate():
     result = observer.fit(setting.simulate(20, 40, seed=0), updates=5, one_step_updates=5, horizon=20, progress=False)
     assert result.designed_rate == 0.97
     assert result.refined_rate == est.refine(observer).bound <= 0.97
+
+
+@pytest.mark.parametrize("kind", ["R2DN", "REN", "LBDN"])
+def test_weights_that_are_not_finite_are_refused(kind):
+    subject = make(kind, 3, 4, 0)
+    with torch.no_grad():
+        next(subject.parameters()).fill_(float("nan"))
+    with pytest.raises(ValueError, match="not finite"):
+        est.certify(subject)
+
+
+def test_an_observer_with_such_weights_gets_no_verdict(trained_pair):
+    observer, data = trained_pair
+    broken = copy.deepcopy(observer)
+    with torch.no_grad():
+        broken.network.X[0, 0] = float("nan")
+    for question in (est.certify, est.refine, lambda o: est.certify_error(o, o.model, data)):
+        with pytest.raises(ValueError, match="not finite"):
+            question(broken)
+    with pytest.raises(ValueError, match="has not seen data"):
+        est.certify(est.R2DNObserver(observer.model))
