@@ -102,6 +102,7 @@ class UpdateMap(NamedTuple):
         model, box = subject, subject.operating_region
         if region is not None:
             box = _merged(box, region, model.state_labels, model.input_labels)
+        _check_constant(model, box)
         record = model.recorded
         return cls(
             f"the update of {model.name!r}",
@@ -114,6 +115,14 @@ class UpdateMap(NamedTuple):
             np.concatenate([box.state_upper, box.input_upper]),
             model.jacobian_source != ROUTES[-1],
         )
+
+
+def _check_constant(model, box):
+    """Refuse a plant whose step depends on time: what is certified is one map."""
+    x, u = (torch.from_numpy(a) for a in box.sample(32, seed=0))
+    now = model.step(x, u, 0.0)
+    if any(not torch.equal(now, model.step(x, u, t)) for t in (0.37, 11.3)):
+        raise ValueError(f"{model.name!r} depends on time: only an update that stays the same can be certified")
 
 
 def _merged(box, region, states, inputs):
@@ -194,6 +203,7 @@ def _of_luenberger(observer, region):
         shown = zip(model.output_labels, zip(seen.min(0), seen.max(0), strict=True), strict=True)
         given = dict(shown) | given
     outputs = OperatingRegion.from_bounds(given, (), model.output_labels)
+    _check_constant(model, own)
     nx, nu, gain = model.nstates, model.ninputs, observer.gain.numpy()
 
     def step(x, v):

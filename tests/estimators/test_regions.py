@@ -121,6 +121,11 @@ class TestBadInput:
         with pytest.raises(ValueError, match="measurements \\['angle'\\]"):
             est.certify(observer)
 
+    def test_a_map_that_changes_with_time(self):
+        system = ct.nlsys(lambda t, x, u, p: [0.5 * x[0] * np.cos(t)], None, states=1, inputs=0, outputs=1, dt=1.0)
+        with pytest.raises(ValueError, match="depends on time"):
+            est.certify(plants.discretize(system))
+
     def test_points_without_a_jacobian(self):
         system = ct.nlsys(lambda t, x, u, p: [0.1 / x[0]], None, states=1, inputs=0, outputs=1, dt=1.0, name="inverse")
         model = plants.discretize(system, operating_region={"x[0]": (1, 2)})
