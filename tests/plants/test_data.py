@@ -242,3 +242,16 @@ def test_columns_of_a_table_are_matched_by_name():
         plants.from_arrays(setting.model, y=y.rename(columns={"level1": "h"}), u=u)
     with pytest.raises(TypeError, match="are not matched here"):
         setting.model.output([1, 2, 3, 4], pd.Series({"v1": 3.0, "v2": 3.0}))
+
+
+def test_bounded_noise_is_gaussian_without_its_tails():
+    noise = plants.BoundedNoise([0.04, 1.0], [[1.0, 0.5], [0.5, 1.0]], bound=2.0)
+    rng = np.random.default_rng(0)
+    w, v = noise.process(rng, 200_000), noise.measurement(rng, 200_000)
+    assert (np.abs(w).max(0) <= noise.process_bound).all() and (np.abs(w).max(0) > 0.99 * noise.process_bound).all()
+    assert (np.abs(v).max(0) <= noise.measurement_bound).all()
+    # variance of a normal distribution truncated at two deviations
+    assert np.var(w[:, 1]) == pytest.approx(0.7737, abs=0.01)
+    np.testing.assert_allclose(noise.process_bound, [0.4, 2.0])
+    with pytest.raises(ValueError, match="bound must be positive"):
+        plants.BoundedNoise([1.0], [1.0], bound=0.0)
