@@ -46,6 +46,7 @@ def enclose(program: Program, lower, upper, values: int | None = None) -> tuple[
     """
     shape = np.broadcast_shapes(*(np.shape(a) for a in (*lower, *upper)))
     known: dict[int, tuple] = {}
+    lost: dict[int, np.ndarray] = {}  # where a node has no enclosure: nothing later may make it finite again
     jumps = _reached(program.outputs[: len(program.outputs) if values is None else values])
 
     def of(value):
@@ -54,6 +55,7 @@ def enclose(program: Program, lower, upper, values: int | None = None) -> tuple[
     with np.errstate(all="ignore"):
         for node in program.nodes:
             if node.operation == "input":
+                lost[node.index] = np.False_
                 known[node.index] = np.asarray(lower[node.index], float), np.asarray(upper[node.index], float)
                 continue
             operation = _OPERATIONS.get(node.operation)
@@ -69,9 +71,21 @@ def enclose(program: Program, lower, upper, values: int | None = None) -> tuple[
                 result = operation(*map(of, node.arguments))
                 if node.operation in ("sign", "floor", "ceil") and node.index in jumps:
                     result = _unless(result[0] != result[1], result)
-            known[node.index] = _unless(np.isnan(result[0]) | np.isnan(result[1]), result)
-    bounds = [of(v) for v in program.outputs]
+            result = _unless(np.isnan(result[0]) | np.isnan(result[1]), result)
+            known[node.index] = result
+            before = [lost[a.index] if isinstance(a, Scalar) else np.False_ for a in node.arguments]
+            if node.operation == "select":
+                condition = of(node.arguments[0])
+                before = [before[0], before[1] & (condition[1] > 0), before[2] & (condition[0] <= 0)]
+            lost[node.index] = _any(*before, np.isinf(result[0]) & np.isinf(result[1]))
+    bounds = [_unless(lost[v.index], of(v)) if isinstance(v, Scalar) else of(v) for v in program.outputs]
     return tuple(np.array([np.broadcast_to(b[side], shape) for b in bounds]) for side in (0, 1))
+
+
+def _any(first, *others):
+    for other in others:
+        first = first | other
+    return first
 
 
 def _reached(outputs):
@@ -86,15 +100,23 @@ def _reached(outputs):
 
 def _is_clip(node):
     """Whether a choice is that of numpy.clip, between x and its limited value, which join continuously."""
-    _, x, limited = node.arguments
-    while isinstance(limited, Scalar) and limited.operation in ("minimum", "maximum"):
+    condition, x, limited = node.arguments
+    limits = {}
+    while isinstance(limited, Scalar) and limited.operation in ("minimum", "maximum") and limited is not x:
+        constants = [a for a in limited.arguments if not isinstance(a, Scalar)]
         inside = [a for a in limited.arguments if isinstance(a, Scalar)]
-        if len(inside) != 1:
+        if len(inside) != 1 or limited.operation in limits:
             return False
-        limited = inside[0]
-        if limited is x:
-            return True
-    return False
+        limits[limited.operation], limited = constants[0], inside[0]
+    if limited is not x or not limits or not isinstance(condition, Scalar):
+        return False
+    parts = condition.arguments if condition.operation == "and" else (condition,)
+    asked = {}
+    for part in parts:
+        if not isinstance(part, Scalar) or part.operation not in ("ge", "le") or part.arguments[0] is not x:
+            return False
+        asked["maximum" if part.operation == "ge" else "minimum"] = part.arguments[1]
+    return asked == limits and limits.get("maximum", -math.inf) <= limits.get("minimum", math.inf)
 
 
 def _unless(bad, interval):

@@ -15,8 +15,8 @@ from plants.schema import to_tensors, validate
 LEVELS = (-1.0, -0.5, 0.5, 1.0)
 """Displacements of a start, in half-widths of the region."""
 MOST_STARTS, MOST_TRAJECTORIES = 128, 64
-FOUND = 0.1
-"""A filter has found back when what is left of the displacement is below this share of its error."""
+FOUND, NEAR = 0.1, 0.01
+"""A filter has found back when what is left of the displacement is below these shares of its error or of the region."""
 
 
 def certify_basin(estimator: GaussianFilter, dataset: xr.Dataset, seed: int = 0) -> Certificate:
@@ -59,8 +59,8 @@ def certify_basin(estimator: GaussianFilter, dataset: xr.Dataset, seed: int = 0)
     left = errors(
         model, run(x[None, :, 0] + torch.from_numpy(starts)[:, None]), reference.expand(len(starts), -1, -1, -1)
     )
-    left = np.sqrt(np.square(left).mean(2)) / error  # (start, trajectory, state)
-    found = (np.nan_to_num(left, nan=np.inf) < FOUND).all(-1)
+    left = np.sqrt(np.square(left).mean(2))  # (start, trajectory, state)
+    found = (np.nan_to_num(left, nan=np.inf) < np.maximum(FOUND * error, NEAR * half)).all(-1)
     count, share = found.size, float(found.mean())
     evidence = {
         "starts": f"{len(starts)} displacements of up to half the region's width, on {len(x)} trajectories",

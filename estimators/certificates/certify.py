@@ -5,6 +5,7 @@ from dataclasses import replace
 from itertools import product as pairs
 
 import numpy as np
+import scipy.linalg
 import xarray as xr
 
 from estimators.certificates.basin import certify_basin
@@ -15,6 +16,7 @@ from estimators.certificates.linear_matrix import certify_matrices
 from estimators.certificates.loops import Loop
 from estimators.certificates.refine import fastest, gains, overall_gain, refine_loop
 from estimators.certificates.result import Certificate
+from estimators.certificates.rigorous import positive_definite_margin
 from estimators.certificates.update_map import UpdateMap
 from estimators.gaussian.filter import GaussianFilter
 from estimators.gaussian.kalman import KalmanFilter, steady_state
@@ -195,7 +197,10 @@ def certify_parts(matrices: R2DNMatrices, coordinates: dict, plant: dict) -> Cer
 def _observer(observer):
     model = observer.model
     plant = {"states": model.state_labels, "inputs": model.input_labels, "outputs": model.output_labels}
-    return certify_parts(observer.explicit(), observer.coordinates.tensors(), plant)
+    found = certify_parts(observer.explicit(), observer.coordinates.tensors(), plant)
+    if observer.coordinates.follows_turns:
+        found.evidence["gains hold"] = "while no measured angle passes half a turn, where its frame changes"
+    return found
 
 
 def _gains(loop, P, kinds, labels, output_scale, input_scale):
@@ -255,6 +260,8 @@ def linear_start(subject):
     else:
         gain, form = subject.gain.numpy(), subject.form
         what = "contraction of the linear observer"
+    if bool(model.state_is_angle.any() or model.output_is_angle.any()):
+        what += ", while its angles are not wrapped"
     loop = Loop.linear(model.matrices, gain, form)
     values, vectors = np.linalg.eig(loop.A)
     fast = int(np.abs(values).argmax())
@@ -269,8 +276,23 @@ def linear_start(subject):
                 bound = here.smallest_rate(rate)
                 return Certificate(what, "proved", bound, result.margin, P, evidence=evidence), loop, P
     evidence["direction"] = np.real(vectors[:, fast])
-    verdict = "refuted" if radius > 1 + 1e-9 else "inconclusive"
+    # eigenvalues may be far off; a quadratic form that decreases along all runs, yet is negative somewhere, is proof
+    verdict = "refuted" if _grows(inequality) else "inconclusive"
     return Certificate(what, verdict, radius, 1 - radius, None, evidence=evidence), loop, None
+
+
+def _grows(inequality):
+    """Prove that a linear system does not tend to zero: V = x'Px decreases on every run and is negative somewhere."""
+    A = inequality.into
+    try:
+        P = scipy.linalg.solve_discrete_lyapunov(A.T, np.eye(len(A)))
+    except (np.linalg.LinAlgError, ValueError):
+        return False
+    P = (P + P.T) / 2
+    if not np.isfinite(P).all():
+        return False
+    value, error = inequality.with_metric(P).at(1.0)
+    return positive_definite_margin(value, error) > 0 and np.linalg.eigvalsh(P)[0] < -1e-9 * np.abs(P).max()
 
 
 def _linear(subject):

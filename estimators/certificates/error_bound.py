@@ -273,11 +273,14 @@ def readout_bound(tracker: Tracker, here: InMetric, kind: str, state: int) -> fl
     c, d, _ = tracker.rows(kind, state)
     nx, nv, _, _ = tracker.loop.sizes
     _, v, _ = tracker.loop.rows(False)
-    row = np.concatenate([c, d])[None]
+    row, wrong = np.concatenate([c, d])[None], None
+    if tracker.loop.errors is not None:
+        place = tracker.kinds.index(kind) * len(tracker.state_scale) + state
+        wrong = np.hstack([tracker.loop.errors[1][[place], :nx], np.zeros((1, nv))])
     E = np.eye(nx, nx + nv)
 
     def inside(square, tau):
-        terms = (Term(square, E, here.P), *tracker.loop.slopes(v, tau), Term(-1.0, row))
+        terms = (Term(square, E, here.P), *tracker.loop.slopes(v, tau), Term(-1.0, row, error=wrong))
         return positive_definite_margin(*add_terms(terms, nx + nv)) > 0
 
     if not nv:

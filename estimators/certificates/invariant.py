@@ -26,10 +26,17 @@ import xarray as xr
 from estimators.certificates.adversary import worst_errors
 from estimators.certificates.dissipation import Inequality, Term, add_terms
 from estimators.certificates.refine import fastest
-from estimators.certificates.residuals import LENGTH, best_residuals, enclosed_over, points_of, region_of
+from estimators.certificates.residuals import (
+    LENGTH,
+    POINTS,
+    best_residuals,
+    enclosed_over,
+    points_of,
+    region_of,
+)
 from estimators.certificates.rigorous import positive_definite_margin
 from estimators.certificates.semidefinite import inequality_matrix, positive, solve
-from estimators.certificates.tracker import Tracker, may_turn
+from estimators.certificates.tracker import HIGHEST_DEGREE, Tracker, may_turn
 from estimators.luenberger import LuenbergerObserver
 from plants.schema import to_tensors, validate
 
@@ -82,7 +89,7 @@ def bounded_noise_tube(
         x, u, fitting = points_of(model, region, rng)
         times, count = np.arange(LENGTH) * model.dt, len(x)
     linear = isinstance(observer, LuenbergerObserver) and observer.model is model
-    highest = 1 if enclosed else None
+    highest = 1 if enclosed or disturbance is not None else None  # an affine place passes disturbances on exactly
     residuals, embedding = best_residuals(tracker, observer, model, x, u, fitting, disturbance, rng, highest)
     if not along:
         largest = torch.from_numpy(np.maximum(np.abs(region.state_lower), np.abs(region.state_upper)))[None]
@@ -92,7 +99,7 @@ def bounded_noise_tube(
         )
     cells = 0
     if enclosed and not linear:
-        residuals, cells = enclosed_over(tracker, observer, model, embedding, region, disturbance)
+        residuals, cells = enclosed_over(tracker, observer, model, embedding, region, disturbance, noise)
     chosen = residuals.state[:half] if along else residuals.state  # what calibrates the tube may not shape it
     typical = np.quantile(np.abs(chosen), TYPICAL if along else 1.0, axis=(0, 1))
     scaled_noise, n = noise / tracker.output_scale, len(tracker.state_scale)
@@ -113,7 +120,7 @@ def bounded_noise_tube(
             )
             quiet[k, i] = np.nan if without is None else np.sqrt(without.level + without.noise)
     steady = slice(-max(1, len(times) // 4), None)
-    names = typical.size + quiet.size
+    names = (typical.size + quiet.size) * (HIGHEST_DEGREE + 1)  # each candidate embedding had its chance
 
     def grown(start):
         for (k, i), found in ellipsoids.items():
@@ -124,7 +131,7 @@ def bounded_noise_tube(
         return shape, (widths[:, half:] / shape[:, None]).max((0, 2, 3))
 
     shape, scores = grown(start)
-    tube, chance = shape, 1 - names / (count + 1)
+    tube, chance = shape, 1 - names / (POINTS + 1)
     if along:
         box = turned_start(observer, start, x, u, y, scores, rank)
         if (box != start).any():
@@ -144,12 +151,13 @@ def bounded_noise_tube(
             f"with probability {chance:.2%} for a fresh trajectory of states and inputs drawn like these (split "
             f"conformal prediction of what the residuals add up to, {count - half} of {count} trajectories)"
             if along
-            else f"as long as the residual of each step stays below the largest of {count} points of the region, as a "
+            else f"as long as the residual of each step stays below the largest of {POINTS} points of the region, as a "
             f"fresh one does with probability {chance:.3%}"
         )
     statement += (
         f", whatever the measurement noise{'' if disturbance is None else ' and the disturbances'} within bounds, from "
         "any start whose error is below start_error"
+        + (", while no measured angle passes half a turn" if _follows_turns(observer) else "")
     )
     evidence = {
         "start_error": start,
@@ -173,6 +181,10 @@ def bounded_noise_tube(
         name="half_width",
     )
     return bound, verdict, statement, chance, evidence
+
+
+def _follows_turns(observer):
+    return getattr(observer, "coordinates", None) is not None and observer.coordinates.follows_turns
 
 
 def turned_start(observer, start, x, u, y, scores, rank) -> np.ndarray:
@@ -262,6 +274,15 @@ def _ellipsoid(tracker, estimate, noise, directions, box, rate):
     v = np.hstack([loop.C1, loop.D11, D, np.zeros((nv, nr))])
     row = np.concatenate([c, d, row_n])[None]
     units = [np.eye(1, nz, nx + nv + k) for k in range(nn + nr)]
+    wrong = row_wrong = None
+    if loop.errors is not None:  # of matrices formed with rounding, scaled by the noise's bounds as the columns are
+        columns = [nx + j for j in np.asarray(tracker.noise_columns)[present]]
+        place = tracker.kinds.index(estimate[0]) * len(tracker.state_scale) + estimate[1]
+        wrong, row_wrong = (
+            np.hstack([e[:, :nx], np.zeros((len(e), nv)), e[:, columns] * N * (1 + 1e-12)])
+            for e in (loop.errors[0], loop.errors[1][[place]])
+        )
+        wrong = np.hstack([wrong, np.zeros((nx, nr))])
     short = nz - nr
     slopes = add_terms(loop.slopes(v, 1.0), nz)[0]
     # the programme's own units: noise and residual are within 1, the state about as large as they make it in a step
@@ -296,12 +317,13 @@ def _ellipsoid(tracker, estimate, noise, directions, box, rate):
                 *loop.slopes(v, float(tau.value) * size**2 if nv else 1.0),
                 *(Term(float(w), unit) for w, unit in zip(weights, units, strict=True)),
             ),
+            wrong,
         )
         terms = (
             Term(1.0, E, metric),
             *loop.slopes(v[:, :short], float(other.value) * size**2 if nv else 1.0),
             *(Term(float(w), unit[:, :short]) for w, unit in zip(extra, units[:nn], strict=True)),
-            Term(-1.0, row),
+            Term(-1.0, row, error=row_wrong),
         )
         if (
             ask.with_metric(metric).prove(rate).verdict == "proved"

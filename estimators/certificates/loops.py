@@ -9,6 +9,7 @@ for differences of two runs, so biases are gone. Of w, an R2DN's network gives e
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from estimators.certificates.dissipation import EPS, Inequality, Term
 from estimators.certificates.feedforward import network_bound
@@ -61,6 +62,13 @@ class Loop(NamedTuple):
         P = None if matrices.metric is None else array(matrices.metric)
         if not all(m is None or np.isfinite(m).all() for m in (A, B1, B2, C1, D11, D12, C2, D21, D22, P)):
             raise ValueError("the matrices hold values that are not finite")
+        every = [t for t in matrices if isinstance(t, torch.Tensor)]
+        layers = () if is_ren else matrices.network
+        every += [t for layer in layers for t in layer if isinstance(t, torch.Tensor)]
+        if not all(bool(torch.isfinite(t).all()) for t in every) or any(
+            layer.psi is not None and not bool((layer.psi > 0).all()) for layer in layers
+        ):
+            raise ValueError("the matrices hold values that are not finite, or scalings that are not positive")
         slope = 1.0 if is_ren else network_bound(matrices.network, matrices.linear_output)
         return cls(A, B1, B2, C1, D11, D12, C2, D21, D22, slope, array(matrices.multiplier) if is_ren else None)
 

@@ -21,7 +21,7 @@ from plants.program import NotRecordable, Program, derivatives
 OPERATIONS, MOST_CELLS, TOLERANCE = 40_000, 300_000, 0.05
 
 
-def enclosed_residuals(tracker: Tracker, observer, model, embedding: Embedding, lower, upper) -> tuple:
+def enclosed_residuals(tracker: Tracker, observer, model, embedding: Embedding, lower, upper, noise) -> tuple:
     """Bounds of the residual and of the readouts' errors over a box, rounding included.
 
     Parameters
@@ -36,6 +36,8 @@ def enclosed_residuals(tracker: Tracker, observer, model, embedding: Embedding, 
         Affine.
     lower, upper : numpy.ndarray
         (nstates + ninputs,), the box.
+    noise : numpy.ndarray
+        (noutputs,) bounds of the measurement noise, which may not take a measured angle past half a turn.
 
     Returns
     -------
@@ -87,7 +89,7 @@ def enclosed_residuals(tracker: Tracker, observer, model, embedding: Embedding, 
 
         best, cells = np.zeros(first), 0
         left, right, given_up = lower[None], upper[None], np.zeros(first)
-        _check_angles(model, on(left, right)[2])
+        _check_angles(observer.model, on(left, right)[2], noise)
         while len(left):
             mid, radius = (left + right) / 2, np.nextafter((right - left) / 2, np.inf) * (1 + 1e-15)
             (low, high), _, _ = on(mid, mid)
@@ -128,15 +130,15 @@ def enclosed_residuals(tracker: Tracker, observer, model, embedding: Embedding, 
     return total[:nz], total[nz:].reshape(len(tracker.kinds), n), cells
 
 
-def _check_angles(model, outputs):
+def _check_angles(model, outputs, noise):
     """Refuse a measured angle that passes half a turn, where it jumps, and with it the observer's input."""
-    for label, angle, low, high in zip(
-        model.output_labels, model.output_is_angle.tolist(), *(side[:, 0] for side in outputs), strict=True
-    ):
+    lowest, highest = (side[:, 0] + sign * noise for side, sign in zip(outputs, (-1.0, 1.0), strict=True))
+    angles = model.output_is_angle.tolist()
+    for label, angle, low, high in zip(model.output_labels, angles, lowest, highest, strict=True):
         if angle and not (-np.pi < low and high < np.pi):
             raise ValueError(
-                f"the measured angle {label!r} goes from {low:.3g} to {high:.3g} over the region: it has to stay "
-                "within half a turn"
+                f"the measured angle {label!r} goes from {low:.3g} to {high:.3g} over the region, noise "
+                "included: it has to stay within half a turn"
             )
 
 

@@ -51,11 +51,11 @@ def region_of(model, where):
     return OperatingRegion.from_bounds(bounds | dict(where), model.state_labels, model.input_labels)
 
 
-def enclosed_over(tracker, observer, model, embedding, region, disturbance):
+def enclosed_over(tracker, observer, model, embedding, region, disturbance, noise):
     """Residuals over the box from their enclosures, in the place of sampled ones."""
     lower = np.concatenate([region.state_lower, region.input_lower])
     upper = np.concatenate([region.state_upper, region.input_upper])
-    state, readout, cells = enclosed_residuals(tracker, observer, model, embedding, lower, upper)
+    state, readout, cells = enclosed_residuals(tracker, observer, model, embedding, lower, upper, noise)
     for k, kind in enumerate(tracker.kinds):
         if kind == "predicted":
             readout[k] += disturbance / tracker.state_scale

@@ -24,8 +24,9 @@ class Certificate:
         The number certified: for contraction the rate per step, for a Lipschitz bound the constant, for the starts
         that a filter forgets their share.
     margin : float
-        How far the inequality is from failing, as the smallest eigenvalue of its matrix scaled to
-        unit diagonal; a rigorous lower bound where proved, negative where refuted, NaN where there is no inequality.
+        How far the inequality is from failing, as the smallest eigenvalue of its matrix scaled to unit diagonal (by
+        powers of two, so up to a factor 2); a rigorous lower bound where proved, negative where refuted, NaN where
+        there is no inequality.
     metric : numpy.ndarray or None
         P in the plant's units, (nstates, nstates): the distance that contracts is
         sqrt(e' P e).

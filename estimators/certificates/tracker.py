@@ -1,6 +1,7 @@
 """An observer with a proved loop, as error bounds need it: linear part, coordinates, its place for each plant state."""
 
 from itertools import combinations_with_replacement
+from itertools import product as corners
 from typing import NamedTuple
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 
 from estimators.certificates.certify import certify, linear_start
 from estimators.certificates.loops import Loop
+from estimators.certificates.update_map import check_constant
 from estimators.coordinates import Coordinates
 from estimators.luenberger import LuenbergerObserver
 from estimators.networks.rollout import rollout
@@ -182,10 +184,19 @@ def may_turn(observer, start: np.ndarray, x0: torch.Tensor, u0: torch.Tensor, y0
         return turned
     noise = wrap(y0 - model.output(x0, u0), model.output_is_angle).abs().nan_to_num(nan=np.inf).numpy()
     carried = observer.coordinates.carried.numpy()
+    # what a start error does to the outputs, at the corners of its box: other states may move a measured angle too
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], (64, model.nstates))
+    signs[:2] = 1.0, -1.0
+    if model.nstates <= 6:
+        signs = np.array(list(corners((-1.0, 1.0), repeat=model.nstates)))
+    here = model.output(x0, u0)
+    moved = np.max([(model.output(x0 + torch.from_numpy(e * start), u0) - here).abs().numpy() for e in signs], axis=0)
     for i in model.state_is_angle.nonzero().flatten().tolist():
         shown = np.flatnonzero(carried[:, i])
-        away = noise[:, shown[0]] if len(shown) else x0[:, i].abs().numpy()
-        turned[:, i] = away + start[i] >= np.pi
+        if len(shown):
+            turned[:, i] = (noise + moved)[:, shown[0]] >= np.pi
+        else:
+            turned[:, i] = x0[:, i].abs().numpy() + start[i] >= np.pi
     return turned
 
 
@@ -194,7 +205,8 @@ def check_same_plant(observer, model: StateSpaceModel) -> None:
     if not isinstance(model, StateSpaceModel):
         raise TypeError(f"model must be a StateSpaceModel as plants.discretize returns, got {type(model).__name__}")
     own = observer.model
-    for what in ("state_labels", "input_labels", "output_labels", "dt"):
+    check_constant(model)
+    for what in ("state_labels", "input_labels", "output_labels", "dt", "angle_states", "angle_outputs"):
         if getattr(own, what) != getattr(model, what):
             raise ValueError(
                 f"observer and model differ in {what}: {getattr(own, what)} of the observer's plant, "

@@ -102,7 +102,7 @@ class UpdateMap(NamedTuple):
         model, box = subject, subject.operating_region
         if region is not None:
             box = _merged(box, region, model.state_labels, model.input_labels)
-        _check_constant(model, box)
+        check_constant(model)
         record = model.recorded
         return cls(
             f"the update of {model.name!r}",
@@ -117,11 +117,19 @@ class UpdateMap(NamedTuple):
         )
 
 
-def _check_constant(model, box):
-    """Refuse a plant whose step depends on time: what is certified is one map."""
-    x, u = (torch.from_numpy(a) for a in box.sample(32, seed=0))
-    now = model.step(x, u, 0.0)
-    if any(not torch.equal(now, model.step(x, u, t)) for t in (0.37, 11.3)):
+def check_constant(model: StateSpaceModel) -> None:
+    """Refuse a plant that depends on time: what is certified is one map."""
+    varies, record = False, model.recorded
+    if record is not None:
+        at = model.nstates + model.ninputs
+        programs = record.step_program, record.output_program
+        varies = any(node.operation == "input" and node.index == at for p in programs for node in p.nodes)
+    elif model.matrices is None:  # no record to look at: probe
+        x, u = (torch.from_numpy(a) for a in model.operating_region.sample(16, seed=0))
+        for function in (model.step, model.output):
+            now = function(x, u, 0.0)
+            varies |= any(not torch.equal(now, function(x, u, t)) for t in np.geomspace(0.01, 1e4, 40))
+    if varies:
         raise ValueError(f"{model.name!r} depends on time: only an update that stays the same can be certified")
 
 
@@ -203,18 +211,26 @@ def _of_luenberger(observer, region):
         shown = zip(model.output_labels, zip(seen.min(0), seen.max(0), strict=True), strict=True)
         given = dict(shown) | given
     outputs = OperatingRegion.from_bounds(given, (), model.output_labels)
-    _check_constant(model, own)
+    check_constant(model)
     nx, nu, gain = model.nstates, model.ninputs, observer.gain.numpy()
 
+    angles = bool(model.state_is_angle.any() or model.output_is_angle.any())
+
+    def corrected(x, u, y):  # angles are not wrapped: a wrap would be a jump, and the claim says so
+        return x + (y - model.output(x, u)) @ observer.gain.mT
+
     def step(x, v):
-        return observer.step(observer.init(x), v[..., :nu], v[..., nu:])[0].mean
+        u, y = v[..., :nu], v[..., nu:]
+        if predictor:
+            return model.step(x, u) + corrected(x, u, y) - x
+        return model.step(corrected(x, u, y), u)
 
     def jacobian(x, v):
         u, y = v[..., :nu], v[..., nu:]
         _, C, _ = model.output_jacobian(x, u)
         if predictor:
             return (model.step_jacobian(x, u)[1] - observer.gain @ C).detach().numpy()
-        filtered = observer.step(observer.init(x), u, y)[1].filtered
+        filtered = corrected(x, u, y)
         reduced = torch.eye(nx, dtype=torch.float64) - observer.gain @ C
         return (model.step_jacobian(filtered, u)[1] @ reduced).detach().numpy()
 
@@ -235,7 +251,7 @@ def _of_luenberger(observer, region):
         except NotRecordable:
             program = None
     return UpdateMap(
-        f"the Luenberger observer of {model.name!r}",
+        f"the Luenberger observer of {model.name!r}" + (", its angles not wrapped," if angles else ""),
         labels,
         nx,
         step,

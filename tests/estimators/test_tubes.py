@@ -199,7 +199,7 @@ class TestBoundedNoise:
         model, tracker = observer.model, Tracker.of(observer)
         lower, upper = np.array([-0.5, -1.0, -0.5]), np.array([0.3, 0.5, 1.0])
         identity = Embedding(2, observer.coordinates)
-        state, readout, _ = enclosed_residuals(tracker, observer, model, identity, lower, upper)
+        state, readout, _ = enclosed_residuals(tracker, observer, model, identity, lower, upper, np.zeros(1))
         x, u = np.split(np.random.default_rng(1).uniform(lower, upper, (100_000, 3)), [2], axis=1)
         x[:4], u[:4] = [[-0.5, -1.0], [0.3, 0.5], [-0.5, 0.5], [0.3, -1.0]], 1.0
         points = torch.from_numpy(x)[:, None], torch.from_numpy(u)[:, None]
