@@ -3,6 +3,7 @@
 import copy
 import json
 
+import control as ct
 import cvxpy as cp
 import numpy as np
 import pytest
@@ -248,6 +249,31 @@ def test_fit_reports_designed_and_refined_rate():
     result = observer.fit(setting.simulate(20, 40, seed=0), updates=5, one_step_updates=5, horizon=20, progress=False)
     assert result.designed_rate == 0.97
     assert result.refined_rate == est.refine(observer).bound <= 0.97
+
+
+def test_deadbeat_is_not_refuted_by_inexact_eigenvalues():
+    """A closed loop with A^10 = 0 exactly, whose computed eigenvalues lie far outside the unit circle."""
+    rng = np.random.default_rng(0)
+    nilpotent = np.triu(rng.integers(-9, 10, (10, 10)), 1).astype(float)
+    change = np.tril(rng.integers(-3, 4, (10, 10)), -1) + np.eye(10)
+    back = np.round(np.linalg.inv(change))
+    A = back @ nilpotent @ change
+    assert not np.linalg.matrix_power(A, 10).any()
+    model = plants.discretize(ct.ss(A, np.zeros((10, 1)), np.eye(1, 10), 0, dt=1.0))
+    certificate = est.certify(est.LuenbergerObserver(model, np.zeros((10, 1)), form="predictor"))
+    assert certificate.verdict != "refuted"
+
+
+@pytest.mark.parametrize("name", ["bx", "bv", "by"])
+def test_biases_that_are_not_finite_are_refused_too(name):
+    matrices = make("R2DN", 3, 4, 0).explicit()
+    broken = getattr(matrices, name).detach().clone()
+    broken[0] = float("nan")
+    with pytest.raises(ValueError, match="not finite"):
+        est.certify(matrices._replace(**{name: broken}))
+    layer = matrices.network[0]
+    with pytest.raises(ValueError, match="not positive"):
+        est.certify(matrices._replace(network=(layer._replace(psi=0 * layer.psi), *matrices.network[1:])))
 
 
 @pytest.mark.parametrize("kind", ["R2DN", "REN", "LBDN"])

@@ -60,6 +60,21 @@ def test_two_stable_states_are_refuted_with_runs_that_anyone_can_repeat():
     assert "do not approach" in str(certificate)
 
 
+def test_growth_before_decay_is_not_taken_for_no_decay():
+    """Two runs part for a thousand steps and more, and still contract: slowly, in an ill-conditioned metric."""
+    A = np.array([[0.9995, 0.01], [0.0, 0.9995]])
+    system = ct.ss(A, np.zeros((2, 1)), np.eye(2), np.zeros((2, 1)), dt=1.0)
+    certificate = est.certify(system, region={"x[0]": (-1, 1), "x[1]": (-1, 1), "u[0]": (-1, 1)})
+    assert certificate.verdict != "refuted" or certificate.bound < 0.9995
+
+
+def test_claims_about_angles_say_that_they_are_not_wrapped():
+    setting = plants.scenario("pendulum")
+    observer = est.LuenbergerObserver.from_noise(setting.model, setting.noise)
+    certificate = est.certify(observer, region={"angle": (-0.9, 0.9), "theta": (-0.7, 0.7)})
+    assert "its angles not wrapped" in certificate.property
+
+
 def test_neither_proof_nor_counterexample_is_inconclusive():
     setting = plants.scenario("pendulum")
     observer = est.LuenbergerObserver.from_noise(setting.model, setting.noise)
@@ -121,6 +136,23 @@ class TestBadInput:
         with pytest.raises(ValueError, match="measurements \\['angle'\\]"):
             est.certify(observer)
 
+    def test_a_plant_that_changes_late_or_only_in_its_output(self):
+        late = ct.nlsys(
+            lambda t, x, u, p: [x[0] * np.where(t > 20.0, 1.5, 0.5)], None, states=1, inputs=0, outputs=1, dt=1.0
+        )
+        with pytest.raises(ValueError, match="depends on time"):
+            est.certify(plants.discretize(late))
+        seen = ct.nlsys(
+            lambda t, x, u, p: [1.1 * x[0]],
+            lambda t, x, u, p: [x[0] * np.cos(t)],
+            states=1,
+            inputs=0,
+            outputs=1,
+            dt=1.0,
+        )
+        with pytest.raises(ValueError, match="depends on time"):
+            est.certify(est.LuenbergerObserver(plants.discretize(seen), [[0.6]], form="predictor"))
+
     def test_a_map_that_changes_with_time(self):
         system = ct.nlsys(lambda t, x, u, p: [0.5 * x[0] * np.cos(t)], None, states=1, inputs=0, outputs=1, dt=1.0)
         with pytest.raises(ValueError, match="depends on time"):
@@ -176,6 +208,12 @@ class TestFilters:
         right = est.run(filter_, data.isel(trajectory=[k]), x0=data["x"].values[k, 0])["filtered"].values[0, -20:]
         error = np.sqrt(np.mean((right - data["x"].values[k, -20:]) ** 2))
         assert np.sqrt(np.mean((one - right) ** 2)) > 0.1 * error
+
+    def test_without_noise_a_filter_that_finds_back_is_not_refuted(self):
+        setting = plants.scenario("van_der_pol")
+        quiet = plants.simulate(setting.model, trajectories=8, steps=200, seed=0)
+        certificate = est.certify(est.ExtendedKalmanFilter(setting.model, setting.noise), quiet)
+        assert certificate.verdict == "sampled" and certificate.bound == 1.0
 
     def test_without_data_nothing_can_be_said(self):
         setting = plants.scenario("pendulum")

@@ -1,5 +1,6 @@
 """Error tubes: hold on fresh trajectories, mean what they say, and are not vacuous."""
 
+import control as ct
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -237,6 +238,29 @@ class TestBadInput:
             est.certify_error(observer, plants.pendulum(), data)
         with pytest.raises(ValueError, match="x"):
             est.certify_error(observer, observer.model, data.drop_vars("x"))
+
+    def test_other_angles_or_a_plant_that_changes_with_time(self, trained_pair):
+        observer, data = trained_pair
+        with pytest.raises(ValueError, match="differ in angle_states"):
+            est.certify_error(observer, plants.discretize(plants.pendulum(), 0.05), data)
+        with pytest.raises(ValueError, match="noise included"):
+            est.certify_error(
+                observer, observer.model, {"theta": (2.7, 3.1)}, measurement_bound=[0.1], residual="enclosed"
+            )
+        system = plants.mass_spring_damper()
+        drifting = ct.nlsys(
+            lambda t, x, u, p: system.updfcn(t, x, u, p) + np.tanh(t),
+            system.outfcn,
+            states=system.state_labels,
+            inputs=system.input_labels,
+            outputs=system.output_labels,
+            params=system.params,
+        )
+        setting = plants.scenario("mass_spring_damper")
+        steady = est.LuenbergerObserver.from_noise(setting.model, setting.noise)
+        model = plants.discretize(drifting, setting.dt)
+        with pytest.raises(ValueError, match="depends on time"):
+            est.certify_error(steady, model, setting.simulate(4, 20, seed=0))
 
     def test_estimators_without_a_certificate(self, trained_pair):
         _, data = trained_pair

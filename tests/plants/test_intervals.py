@@ -128,6 +128,27 @@ def test_a_jump_has_no_enclosure_and_a_kink_has_one():
         assert np.isinf(low).all()
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda s: 0.5 * np.where(s < 3, s, np.maximum(s, 4)),  # looks like a clip, and is none
+        lambda s: 0.5 * np.tanh(0.3 * np.where(s < 3, s, s + 4)),  # tanh makes any enclosure finite
+        lambda s: 0.5 * s + 0.4 * np.maximum(np.minimum(np.sign(s - 2.5), 1), -1),
+        lambda s: np.arctan(1 / (s - 3)),
+        lambda s: np.tanh(np.log(s - 3)),
+    ],
+)
+def test_a_jump_is_not_hidden_by_what_follows_it(function):
+    low, high = enclose(program(function, 1), [np.array([2.0])], [np.array([3.5])])
+    assert np.isinf(low).all() and np.isinf(high).all()
+
+
+def test_a_branch_not_taken_does_no_harm():
+    made = program(lambda s: np.where(s > 1, 1 / np.where(s > 1, s, 1.0), 2.0), 1)
+    low, high = enclose(made, [np.array([2.0])], [np.array([4.0])])
+    assert low[0] <= 0.25 and high[0] >= 0.5 and high[0] < 0.6
+
+
 def test_what_has_no_enclosure_says_so():
     made = program(lambda x, y: np.arctan2(x, y), 2)
     with pytest.raises(NotEnclosable, match="arctan2"):
