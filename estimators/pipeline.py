@@ -315,16 +315,18 @@ def certify_model(
     observer = R2DNObserver.load(path, setting.model)
     if data is None:
         return certify(observer), None
-    trajectories = read_data(data, setting.model)
+    trajectories, note = read_data(data, setting.model), None
     if trajectories.sizes["trajectory"] < 2 * probability / (1 - probability):
         trajectories = cut(trajectories, min(STEPS, trajectories.sizes["time"]))
-        say(
+        note = (
             f"few trajectories: cut into {trajectories.sizes['trajectory']} pieces of {trajectories.sizes['time']} "
             "samples, taken as if they were independent"
         )
-    return certify(observer, trajectories), certify_error(
-        observer, setting.model, trajectories, probability=probability
-    )
+        say(note)
+    bound = certify_error(observer, setting.model, trajectories, probability=probability)
+    if note is not None:
+        bound.evidence["trajectories"] = note
+    return certify(observer, trajectories), bound
 
 
 def _numbers(values) -> str:
