@@ -21,6 +21,7 @@ from estimators.gaussian import (
 )
 from estimators.luenberger import LuenbergerObserver
 from estimators.moving_horizon import MovingHorizonEstimator
+from estimators.network_observer import NetworkObserver, NetworkState
 from estimators.networks import R2DN, REN, LipschitzNetwork, R2DNMatrices, RENMatrices
 from estimators.observability import Observability, observability
 from estimators.observer import ObserverState, R2DNObserver
@@ -49,6 +50,8 @@ __all__ = [
     "LipschitzNetwork",
     "LuenbergerObserver",
     "MovingHorizonEstimator",
+    "NetworkObserver",
+    "NetworkState",
     "Observability",
     "ObserverState",
     "ParticleFilter",

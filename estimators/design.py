@@ -16,6 +16,10 @@ from plants.schema import to_tensors
 
 MOST_POINTS = 20_000
 """No more data points than this go into the affine fit."""
+LINEARISED_POINTS = 500
+"""Of them so many are linearised."""
+UNEXCITED = 1e-3
+"""Relative singular value of the data below which a direction counts as not excited."""
 STABILITY_RESERVE = 0.999
 """A linear start contracts at least this much faster than the rate asked for, so that the inequality is strict."""
 
@@ -87,7 +91,8 @@ class AffineModel:
         """Regress the model's next state and output on state and input over data points.
 
         For a linear plant this is the plant itself; for a nonlinear one it weighs the linearisations
-        by where the plant actually is.
+        by where the plant actually is. In directions in which the data hardly vary, which are many where a plant
+        has many states, regression would find anything: there it is the mean linearisation.
 
         Parameters
         ----------
@@ -111,7 +116,13 @@ class AffineModel:
             [(x - c) / s, (u - ci[:nu]) / si[:nu], torch.ones(len(x), 1, dtype=torch.float64)], dim=1
         ).numpy()
         targets = torch.cat([(model.step(x, u) - c) / s, (model.output(x, u) - ci[nu:]) / si[nu:]], dim=1).numpy()
-        coefficients, *_ = np.linalg.lstsq(regressors, targets, rcond=None)
+        few = slice(None, None, max(1, len(x) // LINEARISED_POINTS))
+        scale = torch.cat([s, si[nu:]])[:, None] / torch.cat([s, si[:nu]])
+        A, B, C, D = (part.mean(0) for part in model.linearize(x[few], u[few]))
+        mean = torch.cat([torch.cat([A, B], 1), torch.cat([C, D], 1)]) / scale
+        mean = torch.cat([mean, mean.new_zeros(len(mean), 1)], 1).numpy().T
+        correction, *_ = np.linalg.lstsq(regressors, targets - regressors @ mean, rcond=UNEXCITED)
+        coefficients = mean + correction
         residual = targets - regressors @ coefficients
         unexplained = residual.T @ residual / len(residual)
         M = coefficients.T

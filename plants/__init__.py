@@ -8,6 +8,7 @@ from plants.catalog.measured_double_pendulum import measured_double_pendulum
 from plants.catalog.measured_pendulum import measured_pendulum
 from plants.catalog.pendulum import pendulum
 from plants.catalog.quadruple_tank import quadruple_tank
+from plants.catalog.reaction_diffusion import reaction_diffusion
 from plants.catalog.van_der_pol import van_der_pol
 from plants.model import StateSpaceModel, discretize
 from plants.noise import BiasedNoise, BoundedNoise, GaussianNoise, OutlierNoise
@@ -38,6 +39,7 @@ __all__ = [
     "parameters_as_states",
     "pendulum",
     "quadruple_tank",
+    "reaction_diffusion",
     "save_dataset",
     "scenario",
     "signals",

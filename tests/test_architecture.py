@@ -79,6 +79,7 @@ ORDER = [
     "estimators.training",
     "estimators.observer_file",
     "estimators.observer",
+    "estimators.network_observer",
     "estimators.run",
     "estimators.metrics",
     "estimators.consistency",

@@ -22,6 +22,7 @@ from estimators.gaussian.filter import GaussianFilter
 from estimators.gaussian.kalman import KalmanFilter, steady_state
 from estimators.luenberger import LuenbergerObserver
 from estimators.metrics import errors
+from estimators.network_observer import NetworkObserver
 from estimators.networks.lipschitz import LipschitzNetwork
 from estimators.networks.matrices import R2DNMatrices
 from estimators.networks.recurrent import Recurrent
@@ -42,6 +43,7 @@ def certify(subject, dataset: xr.Dataset | None = None, *, region: Mapping | Non
       metric and at the designed rate, with the Lipschitz bound or supply rate if there is one; `bound` is the smallest
       rate that this metric is proved for. An observer's or network's evidence also holds the smallest rate in any
       metric (see :func:`refine`), and its `gains`.
+    - **NetworkObserver**: its network.
     - **Luenberger observer or Kalman filter of a linear plant**: the same for its closed loop; of a Kalman filter, in
       its steady state.
     - **LipschitzNetwork**: its Lipschitz constant.
@@ -84,7 +86,8 @@ def certify(subject, dataset: xr.Dataset | None = None, *, region: Mapping | Non
         Matrices that are not finite or not what the claim presupposes, an observer without data; an empty region, or
         one that the data leave; a region for a subject whose certificate is global.
     """
-    anywhere = R2DNMatrices | RENMatrices | LipschitzNetwork | Recurrent | R2DNObserver | GaussianFilter
+    observers = R2DNObserver | NetworkObserver
+    anywhere = R2DNMatrices | RENMatrices | LipschitzNetwork | Recurrent | observers | GaussianFilter
     if region is not None and isinstance(subject, anywhere):
         raise ValueError(f"region is not for a {type(subject).__name__}, of which nothing is said about a region")
     if isinstance(subject, R2DNMatrices | RENMatrices):
@@ -93,8 +96,8 @@ def certify(subject, dataset: xr.Dataset | None = None, *, region: Mapping | Non
         return _lipschitz(subject)
     if isinstance(subject, Recurrent):
         return _recurrent(subject)
-    if isinstance(subject, R2DNObserver):
-        certificate = _observer(subject)
+    if isinstance(subject, observers):
+        certificate = _observer(subject) if isinstance(subject, R2DNObserver) else _recurrent(subject.network)
         if dataset is not None:
             certificate.evidence["correctness residual (RMS per state)"] = correctness_residual(subject, dataset)
         return certificate
@@ -121,8 +124,8 @@ def refine(subject, rate: float | None = None) -> Certificate:
 
     Parameters
     ----------
-    subject : R2DNObserver, R2DN, REN, R2DNMatrices or RENMatrices, LuenbergerObserver or KalmanFilter of a linear plant
-        What `certify` proves.
+    subject : R2DNObserver, NetworkObserver, R2DN, REN, their matrices, or LuenbergerObserver or KalmanFilter of a
+        linear plant. What `certify` proves.
     rate : float, optional
         Find the metric of least condition number at this rate (a semidefinite programme, small systems). Default: the
         smallest rate there is a metric for (Riccati equations, any size).
@@ -140,6 +143,7 @@ def refine(subject, rate: float | None = None) -> Certificate:
     if rate is not None and not 0 < rate <= 1:
         raise ValueError(f"rate must be in (0, 1], got {rate!r}")
     scale = 1.0
+    subject = subject.network if isinstance(subject, NetworkObserver) else subject
     if isinstance(subject, LuenbergerObserver | KalmanFilter):
         designed, loop, P = linear_start(subject)
     else:
@@ -310,7 +314,7 @@ def _linear(subject):
     )
 
 
-def correctness_residual(observer: R2DNObserver, dataset: xr.Dataset) -> np.ndarray:
+def correctness_residual(observer: R2DNObserver | NetworkObserver, dataset: xr.Dataset) -> np.ndarray:
     """RMS over data of the observer's step from the true state minus the model's, per state, in the plant's units.
 
     The measurement is the noise-free one, y = h(x, u), and the start-up signal has faded: a correct observer has
@@ -319,7 +323,9 @@ def correctness_residual(observer: R2DNObserver, dataset: xr.Dataset) -> np.ndar
     validate(dataset, observer.model, states=True)
     x, u, _ = to_tensors(dataset)
     x, u = x.flatten(0, 1), u.flatten(0, 1)
-    state = observer.init(x)._replace(startup=0.0)
-    state, _ = observer.step(state, u, observer.model.output(x, u))
-    predicted = observer.coordinates.to_plant(state.predicted)
+    y, state = observer.model.output(x, u), observer.init(x)
+    if isinstance(observer, NetworkObserver):
+        predicted = observer.step(state, u, y)[0].x
+    else:
+        predicted = observer.coordinates.to_plant(observer.step(state._replace(startup=0.0), u, y)[0].predicted)
     return np.sqrt(np.mean(np.square(errors(observer.model, predicted, observer.model.step(x, u))), axis=0))

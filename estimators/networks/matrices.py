@@ -8,7 +8,7 @@ import torch
 
 from estimators.networks.activations import ACTIVATIONS
 from estimators.networks.lipschitz import SandwichMatrices
-from estimators.networks.rollout import Recursion
+from estimators.networks.rollout import Recursion, rollout
 
 
 class R2DNMatrices(NamedTuple):
@@ -69,6 +69,10 @@ class R2DNMatrices(NamedTuple):
         if self.identity_output:
             return following, x
         return following, x @ self.C2.mT + h @ self.D21.mT + u @ self.D22.mT + self.by
+
+    def rollout(self, x0: torch.Tensor, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Roll out time-first: x0 (batch, nx), u (time, batch, nu) to all states and outputs."""
+        return rollout(self.collapse(), x0, u, states=True)
 
     def collapse(self) -> Recursion:
         """Multiply neighbouring factors into one matrix a layer (mathematics.md, 7)."""

@@ -16,6 +16,9 @@ from plants.catalog import (
     quadruple_tank as _quadruple_tank,
 )
 from plants.catalog import (
+    reaction_diffusion as _reaction_diffusion,
+)
+from plants.catalog import (
     van_der_pol as _van_der_pol,
 )
 from plants.catalog.scenario import Scenario
@@ -27,6 +30,7 @@ SCENARIOS = {
     "quadruple_tank": _quadruple_tank.scenario,
     "measured_pendulum": _measured_pendulum.scenario,
     "measured_double_pendulum": _measured_double_pendulum.scenario,
+    "reaction_diffusion": _reaction_diffusion.scenario,
 }
 """Factories of scenarios by name."""
 
