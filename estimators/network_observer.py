@@ -1,5 +1,6 @@
 """Any contracting network as an observer whose state is the estimate: the form of the REN and R2DN papers."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -19,10 +20,13 @@ class NetworkState(NamedTuple):
         (..., nstates), the predicted state.
     matrices : R2DNMatrices or RENMatrices
         Of the network, float64, mapped once in `init`.
+    stream : callable or None
+        NumPy step, of one trajectory alone.
     """
 
     x: torch.Tensor
     matrices: NamedTuple
+    stream: Callable | None
 
 
 class NetworkObserver:
@@ -66,15 +70,18 @@ class NetworkObserver:
         """Start from a predicted state (..., nstates); `P0` is ignored, an observer carries no covariance."""
         x0 = as_tensor(x0, "x0", self.model.nstates)
         with torch.no_grad():
-            return NetworkState(x0, self.network.explicit())
+            return NetworkState(x0, self.network.explicit(), self.network.streaming() if x0.ndim == 1 else None)
 
     def step(self, state: NetworkState, u, y) -> tuple[NetworkState, Estimate]:
         """Use u (..., ninputs) and y (..., noutputs) of instant k; returns the state of k+1 and the estimate at k."""
         if not isinstance(state, NetworkState):
             raise TypeError(f"state must be the NetworkState that init or step returned, got {type(state).__name__}")
         v = self._signals(*check_measurement(self.model, u, y))
-        with torch.no_grad():
-            following, _ = state.matrices.step(state.x, v)
+        if state.stream is not None and v.ndim == 1:
+            following = torch.from_numpy(state.stream(state.x.numpy(), v.numpy())[0])
+        else:
+            with torch.no_grad():
+                following, _ = state.matrices.step(state.x, v)
         return state._replace(x=following), Estimate(state.x)
 
     def estimate_sequence(self, state: NetworkState, u: torch.Tensor, y: torch.Tensor) -> Estimate:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, fields
 from itertools import product as corners
 
 import numpy as np
+import scipy.linalg
+import scipy.optimize
 import xarray as xr
 
 from estimators.certificates.dissipation import EPS, InMetric, Term, add_terms
@@ -286,17 +288,21 @@ def readout_bound(tracker: Tracker, here: InMetric, kind: str, state: int) -> fl
     if not nv:
         square = float(c @ np.linalg.solve(here.P, c)) * (1 + 1e-9) + np.finfo(float).tiny
         return math.sqrt(square) * (1 + 4 * EPS) if inside(square, 1.0) else math.inf
-    # slopes scaled by tau leave square P - tau N > 0: scan tau over what the metric allows
-    best = (math.inf, 1.0)
+    # slopes scaled by tau leave square P - tau N > 0; the least square is convex in tau
     Q, _ = add_terms(tracker.loop.slopes(v, 1.0), nx + nv)
-    for tau in np.geomspace(1e-6, 1e6, 73) * (float(d @ d) + 1e-12):
-        inner = tau * Q - row.T @ row
-        if np.linalg.eigvalsh(inner[nx:, nx:])[0] <= 0:
-            continue
+    root = np.linalg.cholesky(here.P)
+    least = float(d @ np.linalg.solve(Q[nx:, nx:], d)) + 1e-12
+
+    def square_at(exponent):
+        inner = least * (1 + math.exp(exponent)) * Q - row.T @ row
         schur = inner[:nx, nx:] @ np.linalg.solve(inner[nx:, nx:], inner[nx:, :nx]) - inner[:nx, :nx]
-        root = np.linalg.cholesky(here.P)
-        whitened = np.linalg.solve(root, np.linalg.solve(root, schur).T)
-        best = min(best, (float(np.linalg.eigvalsh((whitened + whitened.T) / 2)[-1]), float(tau)))
+        whitened = scipy.linalg.solve_triangular(
+            root, scipy.linalg.solve_triangular(root, schur, lower=True).T, lower=True
+        )
+        return float(np.linalg.eigvalsh((whitened + whitened.T) / 2)[-1])
+
+    found = scipy.optimize.minimize_scalar(square_at, bounds=(-14, 28), method="bounded", options={"xatol": 0.05})
+    best = (found.fun, least * (1 + math.exp(found.x)))
     for excess in (1e-9, 1e-6, 1e-3, 1e-1):
         square = max(best[0], 0.0) * (1 + excess) + 1e-14
         if math.isfinite(square) and inside(square, best[1]):

@@ -13,6 +13,7 @@ from estimators.networks.activations import ACTIVATIONS, check_activation
 from estimators.networks.equilibrium import Substitution
 from estimators.networks.lipschitz import EPS, frobenius_norm, gram
 from estimators.networks.recurrent import SHRINK, Recurrent, check_bound, check_rate, check_sizes, metric_of
+from estimators.networks.streaming import SubstitutionStream
 
 RELATIVE = 2.0**-14
 """Regularisation of H relative to its size where a supply rate can make it nearly singular."""
@@ -274,19 +275,7 @@ class REN(Recurrent):
     def streaming(self) -> Callable:
         """Step function of NumPy arrays; see :meth:`Recurrent.streaming`."""
         with torch.no_grad():
-            matrices = self._matrices(torch.float64, metric=False)
-
-        @torch.no_grad()
-        def step(x, u):
-            x, u = (torch.from_numpy(np.array(a, dtype=float)) for a in (x, u))  # copies: y may be x
-            if x.shape != (self.nstates,) or u.shape != (self.ninputs,):
-                raise ValueError(
-                    f"x and u must have shapes {(self.nstates,)} and {(self.ninputs,)}, got {x.shape} and {u.shape}"
-                )
-            following, y = matrices.step(x, u)
-            return following.numpy(), y.numpy()
-
-        return step
+            return SubstitutionStream(self._matrices(torch.float64, metric=False)).step
 
     def forward(
         self, u: torch.Tensor, x0: torch.Tensor | None = None, *, checkpoint: bool = False

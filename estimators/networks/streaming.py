@@ -4,6 +4,7 @@ import threading
 from functools import partial
 
 import numpy as np
+import torch
 
 from estimators.networks.activations import ACTIVATIONS
 from estimators.networks.rollout import Recursion
@@ -81,4 +82,36 @@ class Stream:
 
     def __reduce__(self):
         # a copy of the buffers would come apart from the calls bound to them
-        return Stream, (self._system,)
+        return type(self), (self._system,)
+
+
+class SubstitutionStream(Stream):
+    """Step function of a REN for one trajectory: row by row through its equilibrium layer.
+
+    Parameters
+    ----------
+    system : RENMatrices
+        Arithmetic is in their dtype.
+    """
+
+    def __init__(self, system):
+        def stacked(*parts):
+            columns = [a if a.ndim == 2 else a[:, None] for a in parts]
+            return np.ascontiguousarray(torch.cat(columns, 1).detach().cpu().numpy())
+
+        self._system, self._lock, self._identity = system, threading.Lock(), system.identity_output
+        self._nx, nu, nv = len(system.A), system.B2.shape[1], len(system.bv)
+        rows = stacked(system.C1, system.D12, system.bv, system.D11)
+        first = self._nx + nu + 1
+        out = stacked(system.A, system.B2, system.bx, system.B1)
+        if not self._identity:
+            out = np.vstack([out, stacked(system.C2, system.D22, system.by, system.D21)])
+        buffer = np.ones(first + nv, out.dtype)
+        self._x, self._u, self._finish = buffer[: self._nx], buffer[self._nx : first - 1], partial(np.dot, out, buffer)
+        self._calls = []
+        for i in range(nv):
+            w = buffer[first + i : first + i + 1]
+            self._calls += [
+                partial(np.dot, rows[i : i + 1, : first + i], buffer[: first + i], w),
+                ACTIVATIONS[system.activation].on(w),
+            ]

@@ -8,6 +8,7 @@ published code's data, 4 inner steps a sample), `corrected` (5), `noisy` (5, noi
 results.nc, checkpoints, and figures to the folder of each case; a run that was cut off goes on from there.
 """
 
+import json
 import math
 import time
 
@@ -17,15 +18,20 @@ import xarray as xr
 
 import estimators as est
 import plants
-from estimators.files import load_safetensors, save_safetensors
 from estimators.networks import long_memory
 
-from .training import plateau, train
+from .training import arguments, count, finish, plateau, train, versions, with_history
 
 CASES = ("published", "corrected", "noisy")
-FULL = {"steps": 100_000, "epochs": 200, "tests": 20, "test_steps": 2000, "updates": 3000}
-REDUCED = {"steps": 10_000, "epochs": 20, "tests": 4, "test_steps": 1000, "updates": 300}
+PUBLISHED = ("R2DN", "REN")
+FULL = {"steps": 100_000, "epochs": 200, "tests": 20, "test_steps": 2000, "updates": 3200, "calibration": 400}
+REDUCED = {"steps": 10_000, "epochs": 30, "tests": 2, "test_steps": 600, "updates": 160, "calibration": 220}
 BATCH = 500
+PIECE, HORIZON = 500, 250
+"""Samples of a trajectory that ours is trained on, and of a window."""
+TEST_SEED = 10_000
+DESIGN = plants.GaussianNoise(np.full(51, 0.002**2), [0.02**2])
+"""Noise that ours is designed for where there is none."""
 DRIFT = 1e-4
 """What filters are told of the noise-free cases, standard deviation of process and sensor: without any they would
 stop listening to the sensor."""
@@ -97,23 +103,12 @@ def one_step_losses(network, data: xr.Dataset, seed: int, device: str):
     return losses
 
 
-def one_step_error(observer, data: xr.Dataset) -> float:
-    """Mean |x+ - f(x, u, y)|^2 over data, the published loss, of any observer."""
-    x, u, y = (a[:, :, :] for a in plants.to_tensors(data))
-    state = observer.init(x[:, :-1].flatten(0, 1))
-    if isinstance(observer, est.R2DNObserver):
-        state = state._replace(startup=0.0)
-    state, _ = observer.step(state, u[:, :-1].flatten(0, 1), y[:, :-1].flatten(0, 1))
-    _, estimate = observer.step(state, u[:, 1:].flatten(0, 1), y[:, 1:].flatten(0, 1))
-    return float((estimate.predicted - x[:, 1:].flatten(0, 1)).square().sum(-1).mean())
+def nrmse(estimate: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Root of mean squared error over mean square, of (..., time, state): one number a trajectory."""
+    return np.sqrt(np.square(estimate - truth).mean(axis=(-2, -1)) / np.square(truth).mean(axis=(-2, -1)))
 
 
-def nrmse(estimate: np.ndarray, truth: np.ndarray) -> float:
-    """Root of the mean squared error over the mean square, all states and times together."""
-    return float(np.sqrt(np.mean(np.square(estimate - truth)) / np.mean(np.square(truth))))
-
-
-def train_published(kind, model, data, sizes, folder, seed, device):
+def train_published(kind, model, data, sizes, folder, seed, device, progress):
     """Train a network as published; returns an observer and the history."""
     network = make_network(kind, seed, device)
     rate = plateau(2e-3, patience=10)
@@ -125,25 +120,211 @@ def train_published(kind, model, data, sizes, folder, seed, device):
         checkpoint=folder / f"{kind}.checkpoint.safetensors",
         settings={"kind": kind, "seed": seed, **sizes},
         name=kind,
+        progress=progress,
     )
     return est.NetworkObserver(model, network.cpu()), history
 
 
-def train_ours(model, data, sizes, folder, seed):
-    """R2DN observer that starts as a Kalman filter and is trained on rollouts; kept in a file once it is done."""
-    path = folder / "ours.safetensors"
-    seconds = folder / "ours.seconds.safetensors"
-    if path.exists() and seconds.exists():
-        return est.R2DNObserver.load(path, model), float(load_safetensors(seconds, "seconds")[0]["seconds"])
-    pieces = from_zero(plants.cut(data, BATCH // 2))
+def train_ours(name, updates, model, data, folder, seed, progress):
+    """Train an R2DN observer that starts as a Kalman filter, on rollouts; kept in a file with its training time."""
+    path, result = folder / f"{name}.safetensors", folder / f"{name}.json"
+    if path.exists() and result.exists():
+        return est.R2DNObserver.load(path, model), json.loads(result.read_text())["seconds"]
+    pieces = from_zero(plants.cut(data, PIECE))
+    if "process_cov" in data and float(data["process_cov"][0, 0]) < DESIGN.process_cov[0, 0]:
+        # noise-free data: gains and weights as for a little noise, or the design would be a dead-beat one
+        pieces["process_cov"].values[:], pieces["measurement_cov"].values[:] = (
+            DESIGN.process_cov,
+            DESIGN.measurement_cov,
+        )
     order = np.random.default_rng(seed).permutation(pieces.sizes["trajectory"])
-    training, validation = plants.split(
-        pieces.isel(trajectory=order), (len(order) - len(order) // 10, len(order) // 10)
-    )
+    kept = len(order) // 10
+    training, validation = plants.split(pieces.isel(trajectory=order), (len(order) - kept, kept))
     observer = est.R2DNObserver(model, nfeedback=50, hidden=(96, 96), contraction_rate=0.999, seed=seed)
     began = time.perf_counter()
-    observer.fit(training, validation, updates=sizes["updates"], seed=seed)
-    spent = time.perf_counter() - began
+    observer.fit(
+        training, validation, updates=updates, one_step_updates=0, horizon=HORIZON, seed=seed, progress=progress
+    )
+    seconds = time.perf_counter() - began
     observer.save(path)
-    save_safetensors(seconds, {"seconds": torch.tensor(spent, dtype=torch.float64)}, {"format": "seconds"})
-    return observer, spent
+    result.write_text(json.dumps({"seconds": seconds}))
+    return observer, seconds
+
+
+def study(folder, case: str, *, reduced: bool = False, seed: int = 0, device: str = "cpu", progress: bool = True):
+    """Train, filter and compare on one case.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+        For checkpoints; training goes on from those it finds.
+    case : {'published', 'corrected', 'noisy'}
+        Which data.
+    reduced : bool
+        Minutes instead of the full study.
+    seed : int
+        Of data, starts and batches.
+    device : str
+        Where the published networks are trained.
+    progress : bool
+        Show progress bars.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``nrmse`` and ``settled_nrmse`` (estimator, kind, trajectory), over the whole test and its second half;
+        ``training_seconds_total``, ``step_time``, ``certified_rate``, ``verdict`` (estimator); learning curves
+        (model, epoch); ``truth`` (time, state) and ``x_hat`` (estimator, time, state) of the first test;
+        ``tube`` (kind, time, state), half-widths for 99 % of trajectories from any start within 1 of the truth.
+    """
+    sizes = REDUCED if reduced else FULL
+    folder.mkdir(parents=True, exist_ok=True)
+    model, noise = setting(case)
+    data = record(model, 1, sizes["steps"] + 1, 0.0, 0.0, noise, seed)
+    test = record(model, sizes["tests"], sizes["test_steps"] + 1, 1.0, 0.5, noise, seed + TEST_SEED)
+    told = from_zero(data)
+    test = test.assign(initial_mean=told["initial_mean"], initial_cov=told["initial_cov"])
+    observers, histories, seconds = {}, {}, {}
+    for name, updates in (("R2DN ours", sizes["updates"]), ("R2DN ours, short", sizes["updates"] // 8)):
+        observers[name], seconds[name] = train_ours(name, updates, model, data, folder, seed, progress)
+    for kind in PUBLISHED:
+        observers[kind], histories[kind] = train_published(kind, model, data, sizes, folder, seed, device, progress)
+        seconds[kind] = histories[kind].seconds[-1]
+    known = noise or plants.GaussianNoise(np.full(model.nstates, DRIFT**2), [DRIFT**2])
+    filters = {"EKF": est.ExtendedKalmanFilter(model, known), "UKF": est.UnscentedKalmanFilter(model, known)}
+    table = est.benchmark({**observers, **filters}, test, progress=progress)
+    names, x_hat, truth = list(table["estimator"].values), table["x_hat"].values, test["x"].values
+    half = truth.shape[1] // 2
+    certificates = {name: est.certify(observer) for name, observer in observers.items()}
+    calibration = record(model, sizes["calibration"], sizes["test_steps"] // 2, 1.0, 0.5, noise, seed + TEST_SEED + 1)
+    tube = est.certify_error(observers["R2DN ours"], model, calibration, start_error=np.ones(model.nstates))
+    dims = ("estimator", "kind", "trajectory")
+    variables = {
+        "nrmse": (dims, nrmse(x_hat, truth)),
+        "settled_nrmse": (dims, nrmse(x_hat[:, :, :, half:], truth[:, half:])),
+        "training_seconds_total": ("estimator", [seconds.get(name, 0.0) for name in names]),
+        "parameters": ("estimator", [count(observers[n].network) if n in observers else 0 for n in names]),
+        "step_time": ("estimator", table["step_time"].values),
+        "certified_rate": ("estimator", [certificates[n].bound if n in certificates else np.nan for n in names]),
+        "verdict": ("estimator", [certificates[n].verdict if n in certificates else "none" for n in names]),
+        "truth": (("time", "state"), truth[0]),
+        "x_hat": (("estimator", "time", "state"), x_hat[:, 0, 0]),
+        "tube": (("kind", "tube_time", "state"), tube.half_width.transpose("kind", "time", "state").values),
+    }
+    return xr.Dataset(
+        with_history(variables, histories),
+        {
+            "estimator": names,
+            "kind": list(table["kind"].values),
+            "state": list(model.state_labels),
+            "time": test["time"].values,
+            "model": list(histories),
+        },
+        {"case": case, "seed": seed, "trajectories": sizes["tests"], **versions(device)},
+    )
+
+
+def report(found: xr.Dataset) -> str:
+    """Say in words and numbers what a study found."""
+    lines = [
+        f"{found.attrs['case']}: {found.attrs['trajectories']} tests from xi = 1, every estimator from 0; NRMSE, "
+        "mean over tests (standard error); settled: second half",
+        f"  {'':18s}{'predicted':>18s}{'settled':>10s}{'filtered':>10s}{'settled':>10s}{'training [s]':>14s}"
+        f"{'step [us]':>11s}{'parameters':>12s}   certificate",
+    ]
+    for name in found["estimator"].values:
+        one = found.sel(estimator=name)
+        whole = one["nrmse"].sel(kind="predicted").values
+        numbers = [
+            float(one[key].sel(kind=kind).mean())
+            for kind, key in (("predicted", "settled_nrmse"), ("filtered", "nrmse"), ("filtered", "settled_nrmse"))
+        ]
+        verdict = str(one["verdict"].values)
+        certificate = "" if verdict == "none" else f"{verdict}, rate {float(one['certified_rate']):.5f}"
+        lines.append(
+            f"  {name:18s}{whole.mean():10.4f} ({whole.std() / math.sqrt(len(whole)):.4f})"
+            + "".join(f"{v:10.2g}" for v in numbers)
+            + f"{float(one['training_seconds_total']):14.0f}{1e6 * float(one['step_time']):11.0f}"
+            f"{int(one['parameters']):12d}   {certificate}"
+        )
+    mean = found["nrmse"].sel(kind="predicted").mean("trajectory").to_series()
+    time_of = found["training_seconds_total"].to_series()
+    loss, seconds = found["training_loss"], found["training_seconds"]
+    level = float(loss.min("epoch").max())  # what both published trainings reach
+    reach = [float(seconds.sel(model=k).where(loss.sel(model=k) <= level).min()) for k in PUBLISHED]
+    lines += [
+        f"R2DN as published / REN: NRMSE {mean['R2DN'] / mean['REN']:.3f}, training time 1 / "
+        f"{time_of['REN'] / time_of['R2DN']:.2f}; time to the loss both reach, {level:.2g}: "
+        f"1 / {reach[1] / reach[0]:.2f}",
+        *(
+            f"{name}: NRMSE {mean[name] / mean['R2DN']:.3f} of R2DN as published, {mean[name] / mean['REN']:.3f} of "
+            f"REN, training time 1 / {time_of['R2DN'] / time_of[name]:.1f} and 1 / {time_of['REN'] / time_of[name]:.1f}"
+            for name in ("R2DN ours", "R2DN ours, short")
+        ),
+        f"tube of R2DN ours, predicted, 99 % of trajectories from any start within 1: half-width in the middle of the "
+        f"record {float(found['tube'].sel(kind='predicted').isel(tube_time=-1).max()):.3g} (largest over the states)",
+    ]
+    return "\n".join(lines)
+
+
+def plot(found: xr.Dataset):
+    """Heat maps of truth, estimate and error for every estimator."""
+    import matplotlib.pyplot as plt
+
+    names = list(found["estimator"].values)
+    figure, axes = plt.subplots(
+        len(names) + 1, 2, figsize=(10, 1.5 * (len(names) + 1)), sharex=True, sharey=True, constrained_layout=True
+    )
+    extent = (0, float(found["time"][-1]), 0, found.sizes["state"] - 1)
+    look = {"aspect": "auto", "origin": "lower", "extent": extent, "interpolation": "nearest"}
+    truth = found["truth"].values.T
+    shown = axes[0, 0].imshow(truth, cmap="inferno", vmin=0, vmax=1, **look)
+    axes[0, 0].set_title("truth")
+    axes[0, 1].set_axis_off()
+    for (left, right), name in zip(axes[1:], names, strict=True):
+        estimate = found["x_hat"].sel(estimator=name).values.T
+        left.imshow(estimate, cmap="inferno", vmin=0, vmax=1, **look)
+        size = right.imshow(np.log10(np.abs(estimate - truth) + 1e-6), cmap="viridis", vmin=-5, vmax=0, **look)
+        left.set_title(f"{name}, predicted", fontsize=9)
+        right.set_title("log10 of |error|", fontsize=9)
+    for axis in axes[-1]:
+        axis.set_xlabel("time")
+    figure.colorbar(shown, ax=axes[:, 0], shrink=0.6)
+    figure.colorbar(size, ax=axes[:, 1], shrink=0.6)
+    return figure
+
+
+def plot_training(found: xr.Dataset):
+    """Training loss of the published recipe against time, and error and tube of ours in one node."""
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4), constrained_layout=True)
+    for kind in PUBLISHED:
+        one = found.sel(model=kind)
+        left.loglog(one["training_seconds"], one["training_loss"], label=kind)
+    left.set(xlabel="training time [s]", ylabel="one-step loss, training")
+    node, count_ = found.sizes["state"] // 4, found.sizes["tube_time"]
+    error = np.abs(found["x_hat"].sel(estimator="R2DN ours") - found["truth"])[:count_, node]
+    right.semilogy(found["time"][:count_], error, label="error of R2DN ours")
+    right.semilogy(found["time"][:count_], found["tube"].sel(kind="predicted")[:, node], "k--", label="tube, 99 %")
+    right.set(xlabel="time", ylabel=str(found["state"].values[node]))
+    for axis in (left, right):
+        axis.legend(fontsize=8)
+    return figure
+
+
+def main(arguments_=None):
+    """Run the study from the command line."""
+    parser = arguments(__doc__, "reaction_diffusion")
+    parser.add_argument(
+        "--case", choices=CASES, action="append", help="which data; may be repeated; default: all three"
+    )
+    options = parser.parse_args(arguments_)
+    for case in options.case or CASES:
+        folder = options.out / case
+        found = study(folder, case, reduced=options.reduced, seed=options.seed, device=options.device)
+        finish(found, folder, report(found), {"heat_maps": plot(found), "training": plot_training(found)})
+
+
+if __name__ == "__main__":
+    main()

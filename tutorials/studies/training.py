@@ -122,7 +122,7 @@ def train(
         A loss is not finite.
     """
     history, settings = History(), settings or {}
-    optimiser = torch.optim.Adam(network.parameters(), lr=1.0)
+    optimiser = torch.optim.Adam(network.parameters(), lr=1.0, fused=True)
     if checkpoint is not None and Path(checkpoint).exists():
         history = _restore(checkpoint, network, optimiser, settings)
     elif score is not None:

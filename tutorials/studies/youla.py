@@ -304,7 +304,8 @@ def report(found: xr.Dataset) -> str:
         f"R2DN / REN: cost {cost_of['R2DN'] / cost_of['REN']:.4f}, "
         f"training time 1 / {seconds['REN'] / seconds['R2DN']:.1f}",
         f"{found.sizes['draw']} networks of random parameters, 1000 steps: {int((~(found['growth'] <= 1)).sum())} "
-        f"unstable, a distance grew to {float(found['growth'].max()):.6f}, largest |z| {float(found['largest_z'].max()):.1f}",
+        f"unstable, a distance grew to {float(found['growth'].max()):.6f} of what it was, "
+        f"largest |z| {float(found['largest_z'].max()):.1f}",
     ]
     return "\n".join(lines)
 
