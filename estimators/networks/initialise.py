@@ -33,7 +33,9 @@ def long_memory(network: R2DN | REN, generator: torch.Generator | None = None) -
     """
     _only_contracting(network, "long_memory")
     nx, double = network.nstates, torch.float64
-    A = torch.eye(nx, dtype=double) - torch.diag(0.05 * torch.rand(nx, generator=generator, dtype=double))
+    # a pole too close to 1 would leave the inequality to rounding
+    decay = 0.05 * torch.rand(nx, generator=generator, dtype=double).clamp_min(1e-4)
+    A = torch.eye(nx, dtype=double) - torch.diag(decay)
     identity = torch.eye(nx, dtype=double)
     with torch.no_grad():
         if isinstance(network, REN):

@@ -302,7 +302,6 @@ def study(
             progress=progress,
         )
         models[kind] = model.cpu()
-    names = list(models)
     errors = np.array([[rmse(m, t) for t in record.tests.values()] for m in models.values()])
     deviation = [float(y[:, scored].std()) for _, y, scored in record.tests.values()]
     variables = {
@@ -321,7 +320,7 @@ def study(
     return xr.Dataset(
         with_history(variables, histories),
         {
-            "simulator": names,
+            "simulator": list(models),
             "test": list(record.tests),
             "yardstick": list(record.others),
             "model": list(histories),

@@ -130,9 +130,8 @@ def pendulum(reduced: bool = False) -> Record:
 
     sines, jumps = plants.signals.multisine(0.05, 2.0, 20), plants.signals.steps(2.0)
     count = 8 if reduced else 32
-    u, y = (
-        np.concatenate(a) for a in zip(simulated(sines, count, 512, 0), simulated(jumps, count, 512, 3), strict=True)
-    )
+    both = simulated(sines, count, 512, 0), simulated(jumps, count, 512, 3)
+    u, y = (np.concatenate(parts) for parts in zip(*both, strict=True))
     tests = {
         "multisine": (*simulated(sines, 16, 1000, 1), np.ones(1000, bool)),
         "steps": (*simulated(jumps, 16, 1000, 2), np.ones(1000, bool)),
@@ -145,7 +144,7 @@ def measured_rate() -> Record:
 
     The swing-up stays near the unstable upright for most of the record, where no model that forgets its start can
     reproduce the angle from the torque alone; so the angle is an input too, as sine, cosine and difference quotient.
-    Trained on the first 12 s, tested on the other 8 s; reference: smoothed derivative of the angle (window 15, order 3).
+    Trained on the first 12 s, tested on the other 8 s; reference: the angle's smoothed derivative (window 15, order 3).
     """
     table = pd.read_csv(PENDULUM)
     angle, dt, cut = table["position"].to_numpy(), 0.005, 2400
