@@ -122,20 +122,24 @@ def pendulum(reduced: bool = False) -> Record:
         system, 0.02, substeps=8, operating_region={"position": (-2, 2), "velocity": (-8, 8), "torque": (-limit, limit)}
     )
     noise = plants.GaussianNoise([1e-12, 1e-12], [0.0029**2 / 12])
-    start = {"initial_mean": [0.0, 0.0], "initial_cov": [1e-12, 1e-12], "noise": noise}
-
-    def simulated(signal, count, steps, seed):
-        data = plants.simulate(model, trajectories=count, steps=steps, inputs=signal, seed=seed, **start)
-        return data["u"].values, data["y"].values
-
-    sines, jumps = plants.signals.multisine(0.05, 2.0, 20), plants.signals.steps(2.0)
-    count = 8 if reduced else 32
-    both = simulated(sines, count, 512, 0), simulated(jumps, count, 512, 3)
-    u, y = (np.concatenate(parts) for parts in zip(*both, strict=True))
-    tests = {
-        "multisine": (*simulated(sines, 16, 1000, 1), np.ones(1000, bool)),
-        "steps": (*simulated(jumps, 16, 1000, 2), np.ones(1000, bool)),
-    }
+    count, steps, trained, rng = 8 if reduced else 32, 800, 512, np.random.default_rng(0)
+    signals = plants.signals.multisine(0.05, 2.0, 20), plants.signals.steps(2.0)
+    drawn = [signal(np.arange(steps) * model.dt, count + 16, rng) for signal in signals]
+    inputs = limit * np.concatenate(drawn, axis=1).T[..., None]
+    data = plants.simulate(
+        model,
+        trajectories=len(inputs),
+        steps=steps,
+        inputs=inputs,
+        seed=0,
+        noise=noise,
+        initial_mean=[0.0, 0.0],
+        initial_cov=[1e-12, 1e-12],
+    )
+    u, y = (data[name].values.reshape(2, count + 16, steps, 1) for name in "uy")
+    everything = np.ones(steps, bool)
+    tests = {name: (u[k, count:], y[k, count:], everything) for k, name in enumerate(("multisine", "steps"))}
+    u, y = (a[:, :count, :trained].reshape(-1, trained, 1) for a in (u, y))
     return Record("pendulum", "rad", 0.02, u, y, 0, 0, tests, {})
 
 

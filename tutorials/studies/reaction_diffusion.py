@@ -25,7 +25,7 @@ from .training import arguments, count, finish, plateau, train, versions, with_h
 CASES = ("published", "corrected", "noisy")
 PUBLISHED = ("R2DN", "REN")
 FULL = {"steps": 100_000, "epochs": 200, "tests": 20, "test_steps": 2000, "updates": 3200, "calibration": 400}
-REDUCED = {"steps": 10_000, "epochs": 30, "tests": 2, "test_steps": 600, "updates": 160, "calibration": 220}
+REDUCED = {"steps": 20_000, "epochs": 15, "tests": 2, "test_steps": 600, "updates": 320, "calibration": 220}
 BATCH = 500
 PIECE, HORIZON = 500, 250
 """Samples of a trajectory that ours is trained on, and of a window."""
