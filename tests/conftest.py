@@ -12,6 +12,13 @@ import estimators as est
 import plants
 
 
+def pytest_collection_modifyitems(items):
+    """Notebooks of the studies take a minute or two each."""
+    for item in items:
+        if item.path.suffix == ".ipynb" and item.path.name.startswith("study_"):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def trained_pair():
     """A briefly trained observer of the pendulum, and test data."""

@@ -6,6 +6,7 @@ import torch
 
 import estimators as est
 import plants
+from tests.small_plants import SMALL
 from tests.tolerances import ROUNDING
 
 TRAJECTORIES, STEPS = 3, 12
@@ -30,9 +31,7 @@ ESTIMATORS = {
 }
 
 
-@pytest.fixture(
-    scope="module", params=[(e, p) for e in ESTIMATORS for p in plants.SCENARIOS], ids=lambda v: "-".join(v)
-)
+@pytest.fixture(scope="module", params=[(e, p) for e in ESTIMATORS for p in SMALL], ids=lambda v: "-".join(v))
 def case(request):
     estimator, plant = request.param
     setting = plants.scenario(plant)

@@ -13,6 +13,7 @@ with warnings.catch_warnings():
 
 import estimators as est
 import plants
+from tests.small_plants import SMALL
 from tests.tolerances import EQUAL_FILTERS, ROUNDING
 
 FILTERS = [
@@ -97,7 +98,7 @@ def test_covariance_stays_symmetric_positive_semidefinite(nx, ny, seed, exponent
                 assert torch.linalg.eigvalsh(cov / torch.outer(unit, unit))[0] > -1e-12
 
 
-@pytest.mark.parametrize("name", sorted(plants.SCENARIOS))
+@pytest.mark.parametrize("name", sorted(SMALL))
 @pytest.mark.parametrize("filter_class", FILTERS[1:])
 def test_filters_are_consistent_where_model_and_noise_are_right_and_only_there(name, filter_class):
     """NEES within the 99 % band of a mean over trajectories, at each time after 20 samples; outside with R wrong by 4x.

@@ -8,6 +8,7 @@ import torch
 
 import estimators as est
 import plants
+from tests.small_plants import SMALL
 from tests.tolerances import EQUAL_FILTERS
 
 
@@ -134,7 +135,7 @@ def test_samples_approach_the_kalman_filter_on_a_linear_plant(make, slack):
 @pytest.mark.slow
 def test_samples_are_honest_or_their_collapse_is_reported():
     """NEES about 1 on every plant; 2000 particles that move blindly never meet the two sharpest sensors of the six."""
-    for name in plants.SCENARIOS:
+    for name in SMALL:
         setting = plants.scenario(name)
         data = setting.simulate(60, 120, seed=3)
         for found, sharp in (

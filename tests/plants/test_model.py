@@ -9,6 +9,7 @@ import torch
 import plants
 from plants.sampling import SUBSTEP_TOLERANCE
 from tests.plants.user_plants import SYSTEMS
+from tests.small_plants import SMALL
 from tests.tolerances import ROUNDING, TRACED_JACOBIAN, TRACED_VALUE
 
 
@@ -136,7 +137,7 @@ def test_algebraic_loop_is_refused():
         quietly(loop)
 
 
-@pytest.mark.parametrize("name", plants.SCENARIOS)
+@pytest.mark.parametrize("name", SMALL)
 def test_sampled_plant_agrees_with_a_tight_ode_solver(name):
     setting = plants.scenario(name)
     model = setting.model
@@ -155,7 +156,7 @@ def test_sampled_plant_agrees_with_a_tight_ode_solver(name):
         assert np.abs((got - exact) / model.operating_region.state_width).max() < tolerance
 
 
-@pytest.mark.parametrize("name", plants.SCENARIOS)
+@pytest.mark.parametrize("name", SMALL)
 def test_catalogue_is_differentiable_without_tracing(name):
     assert plants.scenario(name).model.jacobian_source in ("linear", "autodiff")
 
