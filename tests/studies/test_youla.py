@@ -12,7 +12,7 @@ from tutorials.studies import youla
 A = [1, -1.6 * np.cos(0.2 * np.pi), 0.64]
 
 
-@pytest.mark.parametrize("kind", youla.MODELS)
+@pytest.mark.parametrize("kind", youla.KINDS)
 def test_rollout_equals_the_interconnected_python_control_system(kind):
     network = youla.random_draw(3, kind) if kind == "R2DN" else youla.make_network(kind, 3)
     assert youla.against_control(network, steps=60) < 1e-9  # both in float64, from the same parameters

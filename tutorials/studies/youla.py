@@ -27,7 +27,9 @@ LIMIT = 5.0
 AMPLITUDE, HOLD = 10.0, 50
 FULL = {"epochs": 80, "decay": 60, "steps": 800, "segment": 200, "batch": 64, "draws": 1000}
 REDUCED = {"epochs": 12, "decay": 9, "steps": 400, "segment": 200, "batch": 64, "draws": 30}
-MODELS = ("R2DN", "REN", "linear")
+KINDS = ("R2DN", "REN", "linear")
+MODELS = {"R2DN": ("R2DN", 1), "REN": ("REN", 1), "linear": ("linear", 1), "R2DN, longer": ("R2DN", 3)}
+"""Kind of network, and multiple of the published number of epochs."""
 TEST_SEED = 10_000
 
 
@@ -47,7 +49,7 @@ def make_network(kind: str, seed: int, *, nfeedback: int | None = None, dtype=to
     elif kind == "linear":
         network = est.R2DN(1, 10, 1, nfeedback=0, hidden=(), **common)
     else:
-        raise ValueError(f"kind must be one of {', '.join(MODELS)}, got {kind!r}")
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     long_memory(network, torch.Generator().manual_seed(seed + 1))
     return network.to(device)
 
@@ -243,21 +245,21 @@ def study(folder, *, reduced: bool = False, seed: int = 0, device: str = "cpu", 
     sizes = REDUCED if reduced else FULL
     folder.mkdir(parents=True, exist_ok=True)
     histories, networks = {}, {}
-    for kind in MODELS:
+    for name, (kind, times) in MODELS.items():
         network = make_network(kind, seed, device=device)
-        histories[kind] = train(
+        histories[name] = train(
             network,
             losses(network, sizes, seed, device),
-            epochs=sizes["epochs"],
-            learning_rate=staircase(5e-3, sizes["decay"]),
+            epochs=times * sizes["epochs"],
+            learning_rate=staircase(5e-3, times * sizes["decay"]),
             clip=10.0,
             score=lambda network=network: test_cost(network, sizes, device=device),
-            checkpoint=folder / f"{kind}.checkpoint.safetensors",
-            settings={"kind": kind, "seed": seed, **sizes},
-            name=kind,
+            checkpoint=folder / f"{name}.checkpoint.safetensors",
+            settings={"kind": name, "seed": seed, **sizes},
+            name=name,
             progress=progress,
         )
-        networks[kind] = network.cpu()
+        networks[name] = network.cpu()
     many = 8 * sizes["batch"]
     final = [test_cost(networks[k], sizes, many) for k in MODELS]
     w, loop = torch.from_numpy(steps_of_rising_height()), ClosedLoop(torch.float64)
@@ -295,12 +297,14 @@ def report(found: xr.Dataset) -> str:
     lines = [
         f"test cost, 512 disturbances: without control {found.attrs['cost_without_control']:.4f}",
         *(
-            f"  {k:7s}{cost_of[k]:8.4f}  parameters {int(found['parameters'].sel(model=k)):6d}  training "
+            f"  {k:13s}{cost_of[k]:8.4f}  parameters {int(found['parameters'].sel(model=k)):6d}  training "
             f"{seconds[k]:7.1f} s  torch against python-control {float(found['control_difference'].sel(model=k)):.1e}"
             for k in MODELS
         ),
-        f"R2DN / REN: cost {cost_of['R2DN'] / cost_of['REN']:.4f}, "
-        f"training time 1 / {seconds['REN'] / seconds['R2DN']:.1f}",
+        *(
+            f"{k} / REN: cost {cost_of[k] / cost_of['REN']:.4f}, training time 1 / {seconds['REN'] / seconds[k]:.1f}"
+            for k in ("R2DN", "R2DN, longer")
+        ),
         f"{found.sizes['draw']} networks of random parameters, 1000 steps: {int((~(found['growth'] < 1)).sum())} "
         f"unstable, distances at most {float(found['growth'].max()):.6f} of what they were, "
         f"largest |z| {float(found['largest_z'].max()):.1f}",
