@@ -21,6 +21,8 @@ import estimators as est
 from estimators.networks import long_memory
 from estimators.networks.rollout import rollout
 from estimators.networks.streaming import Stream
+from tutorials.studies.identification import LSTM
+from tutorials.studies.training import count
 
 try:
     import jax
@@ -37,11 +39,6 @@ SIZES = {
 }
 
 
-def count(module):
-    """Count the parameters."""
-    return sum(p.numel() for p in module.parameters())
-
-
 def build(size):
     """R2DN and REN of a size, from the long-memory start, which is the published one for training."""
     common = {"identity_output": size["identity"], "activation": "relu", "generator": torch.Generator().manual_seed(0)}
@@ -50,20 +47,6 @@ def build(size):
     for network in (r2dn, ren):
         long_memory(network, torch.Generator().manual_seed(1))
     return r2dn, ren
-
-
-class Recurrent(torch.nn.Module):
-    """LSTM with a linear output, of about `parameters` parameters."""
-
-    def __init__(self, nu, ny, parameters):
-        super().__init__()
-        width = min(range(1, 400), key=lambda h: abs(4 * h * (h + nu + 2) + ny * (h + 1) - parameters))
-        self.lstm, self.out = torch.nn.LSTM(nu, width, batch_first=True), torch.nn.Linear(width, ny)
-
-    def forward(self, u):
-        """Outputs and last state."""
-        h, (last, _) = self.lstm(u)
-        return self.out(h), last[0]
 
 
 def floor(size, batch, steps):
@@ -120,7 +103,7 @@ def contestants(size, batch, slow=True):
     """Pairs (forward, forward and backward) by name."""
     r2dn, ren = build(size)
     u, x0 = torch.randn(batch, HORIZON, size["nu"]), torch.zeros(batch, size["nx"])
-    lstm = Recurrent(size["nu"], size["ny"], count(r2dn))
+    lstm = LSTM(size["nu"], size["ny"], count(r2dn))
     recursion = r2dn.collapsed()
     bare = recursion._replace(
         **{k: None if (a := getattr(recursion, k)) is None else a.detach() for k in "MNFJ"},

@@ -13,6 +13,7 @@ import math
 import time
 
 import numpy as np
+import pandas as pd
 import torch
 import xarray as xr
 
@@ -125,30 +126,49 @@ def train_published(kind, model, data, sizes, folder, seed, device, progress):
     return est.NetworkObserver(model, network.cpu()), history
 
 
-def train_ours(name, updates, model, data, folder, seed, progress):
-    """Train an R2DN observer that starts as a Kalman filter, on rollouts; kept in a file with its training time."""
-    path, result = folder / f"{name}.safetensors", folder / f"{name}.json"
-    if path.exists() and result.exists():
-        return est.R2DNObserver.load(path, model), json.loads(result.read_text())["seconds"]
+def ours(model, data, seed):
+    """R2DN observer of ours before training, and the pieces of the record it is trained on and checked with."""
     pieces = from_zero(plants.cut(data, PIECE))
-    if "process_cov" in data and float(data["process_cov"][0, 0]) < DESIGN.process_cov[0, 0]:
+    if float(data["process_cov"][0, 0]) < DESIGN.process_cov[0, 0]:
         # noise-free data: gains and weights as for a little noise, or the design would be a dead-beat one
         pieces["process_cov"].values[:], pieces["measurement_cov"].values[:] = (
             DESIGN.process_cov,
             DESIGN.measurement_cov,
         )
     order = np.random.default_rng(seed).permutation(pieces.sizes["trajectory"])
-    kept = len(order) // 10
-    training, validation = plants.split(pieces.isel(trajectory=order), (len(order) - kept, kept))
-    observer = est.R2DNObserver(model, nfeedback=50, hidden=(96, 96), contraction_rate=0.999, seed=seed)
+    kept = max(1, len(order) // 10)
+    parts = plants.split(pieces.isel(trajectory=order), (len(order) - kept, kept))
+    return est.R2DNObserver(model, nfeedback=50, hidden=(96, 96), contraction_rate=0.999, seed=seed), *parts
+
+
+def train_ours(name, updates, model, data, folder, seed, progress):
+    """Train an R2DN observer that starts as a Kalman filter, on rollouts; kept in a file with its training time."""
+    path, result, settings = folder / f"{name}.safetensors", folder / f"{name}.json", {"updates": updates, "seed": seed}
+    if path.exists() and result.exists():
+        kept = json.loads(result.read_text())
+        if {k: kept[k] for k in settings} != settings:
+            raise ValueError(f"{path} was trained with other settings, {kept}: delete it, or choose another folder")
+        return est.R2DNObserver.load(path, model), kept["seconds"]
+    observer, training, validation = ours(model, data, seed)
     began = time.perf_counter()
     observer.fit(
         training, validation, updates=updates, one_step_updates=0, horizon=HORIZON, seed=seed, progress=progress
     )
     seconds = time.perf_counter() - began
     observer.save(path)
-    result.write_text(json.dumps({"seconds": seconds}))
+    result.write_text(json.dumps({"seconds": seconds, **settings}))
     return observer, seconds
+
+
+def one_step_loss(observer, data: xr.Dataset) -> float:
+    """Mean |x+ - f(x, u, y)|^2 over data, the published training loss, of an observer whose state is the plant's."""
+    x, u, y = plants.to_tensors(data)
+    state = observer.init(x[:, :-1].flatten(0, 1))
+    if isinstance(observer, est.R2DNObserver):
+        state = state._replace(startup=0.0)
+    state, _ = observer.step(state, u[:, :-1].flatten(0, 1), y[:, :-1].flatten(0, 1))
+    after = observer.coordinates.to_plant(state.z) if isinstance(observer, est.R2DNObserver) else state.x
+    return float((after - x[:, 1:].flatten(0, 1)).square().sum(-1).mean())
 
 
 def study(folder, case: str, *, reduced: bool = False, seed: int = 0, device: str = "cpu", progress: bool = True):
@@ -173,8 +193,8 @@ def study(folder, case: str, *, reduced: bool = False, seed: int = 0, device: st
     -------
     xarray.Dataset
         ``nrmse`` and ``settled_nrmse`` (estimator, kind, trajectory), over the whole test and its second half;
-        ``training_seconds_total``, ``step_time``, ``certified_rate``, ``verdict`` (estimator); learning curves
-        (model, epoch); ``truth`` (time, state) and ``x_hat`` (estimator, time, state) of the first test;
+        ``one_step_loss`` (the published training loss, on the tests), ``training_seconds_total``, ``step_time``,
+        ``certified_rate``, ``verdict`` (estimator); learning curves (model, epoch); ``truth`` (time, state) and ``x_hat`` (estimator, time, state) of the first test;
         ``tube`` (kind, time, state), half-widths for 99 % of trajectories from any start within 1 of the truth.
     """
     sizes = REDUCED if reduced else FULL
@@ -184,12 +204,18 @@ def study(folder, case: str, *, reduced: bool = False, seed: int = 0, device: st
     test = record(model, sizes["tests"], sizes["test_steps"] + 1, 1.0, 0.5, noise, seed + TEST_SEED)
     told = from_zero(data)
     test = test.assign(initial_mean=told["initial_mean"], initial_cov=told["initial_cov"])
-    observers, histories, seconds = {}, {}, {}
+    observers, histories, seconds, one_step = {}, {}, {}, {}
+    start, training, _ = ours(model, data, seed)
+    began = time.perf_counter()
+    start.initialise(training)
+    observers["R2DN ours, untrained"], seconds["R2DN ours, untrained"] = start, time.perf_counter() - began
+    one_step["R2DN ours, untrained"] = one_step_loss(start, test)
     for name, updates in (("R2DN ours", sizes["updates"]), ("R2DN ours, short", sizes["updates"] // 8)):
         observers[name], seconds[name] = train_ours(name, updates, model, data, folder, seed, progress)
     for kind in PUBLISHED:
         observers[kind], histories[kind] = train_published(kind, model, data, sizes, folder, seed, device, progress)
         seconds[kind] = histories[kind].seconds[-1]
+        one_step[kind] = one_step_loss(observers[kind], test)
     known = noise or plants.GaussianNoise(np.full(model.nstates, DRIFT**2), [DRIFT**2])
     filters = {"EKF": est.ExtendedKalmanFilter(model, known), "UKF": est.UnscentedKalmanFilter(model, known)}
     table = est.benchmark({**observers, **filters}, test, progress=progress)
@@ -204,6 +230,7 @@ def study(folder, case: str, *, reduced: bool = False, seed: int = 0, device: st
         "settled_nrmse": (dims, nrmse(x_hat[:, :, :, half:], truth[:, half:])),
         "training_seconds_total": ("estimator", [seconds.get(name, 0.0) for name in names]),
         "parameters": ("estimator", [count(observers[n].network) if n in observers else 0 for n in names]),
+        "one_step_loss": ("estimator", [one_step.get(name, np.nan) for name in names]),
         "step_time": ("estimator", table["step_time"].values),
         "certified_rate": ("estimator", [certificates[n].bound if n in certificates else np.nan for n in names]),
         "verdict": ("estimator", [certificates[n].verdict if n in certificates else "none" for n in names]),
@@ -226,27 +253,26 @@ def study(folder, case: str, *, reduced: bool = False, seed: int = 0, device: st
 
 def report(found: xr.Dataset) -> str:
     """Say in words and numbers what a study found."""
+    rows = {}
+    for name in found["estimator"].values:
+        one = found.sel(estimator=name)
+        whole, verdict = one["nrmse"].sel(kind="predicted").values, str(one["verdict"].values)
+        rows[name] = {
+            "predicted": f"{whole.mean():.4f} ({whole.std() / math.sqrt(len(whole)):.4f})",
+            "settled": f"{float(one['settled_nrmse'].sel(kind='predicted').mean()):.2g}",
+            "filtered": f"{float(one['nrmse'].sel(kind='filtered').mean()):.4f}",
+            "settled ": f"{float(one['settled_nrmse'].sel(kind='filtered').mean()):.2g}",
+            "one-step loss": f"{float(one['one_step_loss']):.2g}",
+            "training [s]": f"{float(one['training_seconds_total']):.0f}",
+            "step [us]": f"{1e6 * float(one['step_time']):.0f}",
+            "parameters": f"{int(one['parameters'])}",
+            "contraction": "" if verdict == "none" else f"{verdict}, {float(one['certified_rate']):.5f}",
+        }
     lines = [
         f"{found.attrs['case']}: {found.attrs['trajectories']} tests from xi = 1, every estimator from 0; NRMSE, "
         "mean over tests (standard error); settled: second half",
-        f"  {'':18s}{'predicted':>18s}{'settled':>10s}{'filtered':>10s}{'settled':>10s}{'training [s]':>14s}"
-        f"{'step [us]':>11s}{'parameters':>12s}   certificate",
+        pd.DataFrame(rows).T.replace("nan", "").to_string(),
     ]
-    for name in found["estimator"].values:
-        one = found.sel(estimator=name)
-        whole = one["nrmse"].sel(kind="predicted").values
-        numbers = [
-            float(one[key].sel(kind=kind).mean())
-            for kind, key in (("predicted", "settled_nrmse"), ("filtered", "nrmse"), ("filtered", "settled_nrmse"))
-        ]
-        verdict = str(one["verdict"].values)
-        certificate = "" if verdict == "none" else f"{verdict}, rate {float(one['certified_rate']):.5f}"
-        lines.append(
-            f"  {name:18s}{whole.mean():10.4f} ({whole.std() / math.sqrt(len(whole)):.4f})"
-            + "".join(f"{v:10.2g}" for v in numbers)
-            + f"{float(one['training_seconds_total']):14.0f}{1e6 * float(one['step_time']):11.0f}"
-            f"{int(one['parameters']):12d}   {certificate}"
-        )
     mean = found["nrmse"].sel(kind="predicted").mean("trajectory").to_series()
     time_of = found["training_seconds_total"].to_series()
     loss, seconds = found["training_loss"], found["training_seconds"]
@@ -259,7 +285,7 @@ def report(found: xr.Dataset) -> str:
         *(
             f"{name}: NRMSE {mean[name] / mean['R2DN']:.3f} of R2DN as published, {mean[name] / mean['REN']:.3f} of "
             f"REN, training time 1 / {time_of['R2DN'] / time_of[name]:.1f} and 1 / {time_of['REN'] / time_of[name]:.1f}"
-            for name in ("R2DN ours", "R2DN ours, short")
+            for name in ("R2DN ours", "R2DN ours, short", "R2DN ours, untrained")
         ),
         f"tube of R2DN ours, predicted, 99 % of trajectories from any start within 1: half-width in the middle of the "
         f"record {float(found['tube'].sel(kind='predicted').isel(tube_time=-1).max()):.3g} (largest over the states)",
