@@ -194,7 +194,8 @@ def study(folder, case: str, *, reduced: bool = False, seed: int = 0, device: st
     xarray.Dataset
         ``nrmse`` and ``settled_nrmse`` (estimator, kind, trajectory), over the whole test and its second half;
         ``one_step_loss`` (the published training loss, on the tests), ``training_seconds_total``, ``step_time``,
-        ``certified_rate``, ``verdict`` (estimator); learning curves (model, epoch); ``truth`` (time, state) and ``x_hat`` (estimator, time, state) of the first test;
+        ``certified_rate``, ``verdict`` (estimator); learning curves (model, epoch); ``truth`` (time, state) and
+        ``x_hat`` (estimator, time, state) of the first test;
         ``tube`` (kind, time, state), half-widths for 99 % of trajectories from any start within 1 of the truth.
     """
     sizes = REDUCED if reduced else FULL
