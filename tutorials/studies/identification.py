@@ -30,8 +30,8 @@ MODELS = ("R2DN", "R2DN from linear", "REN", "LSTM", "linear, trained")
 SIZES = {
     "f16": {"nx": 75, "nv": 75, "hidden": (87,) * 3, "epochs": 40, "rate": 1e-3},
     "tanks": {"nx": 10, "nv": 20, "hidden": (32, 32), "epochs": 400, "rate": 3e-3},
-    "pendulum": {"nx": 10, "nv": 20, "hidden": (32, 32), "epochs": 300, "rate": 3e-3},
-    "measured_rate": {"nx": 10, "nv": 20, "hidden": (32, 32), "epochs": 200, "rate": 3e-3},
+    "pendulum": {"nx": 10, "nv": 20, "hidden": (32, 32), "epochs": 150, "rate": 3e-3},
+    "measured_rate": {"nx": 10, "nv": 20, "hidden": (32, 32), "epochs": 100, "rate": 3e-3},
 }
 SEGMENT = 256
 ORDERS = (2, 3, 4, 6, 8, 10, 14, 20)
