@@ -32,6 +32,8 @@ class Record:
         Samples at the start of every training sequence without loss: there the state is found.
     lag : int
         How many first samples of inputs and outputs a model may see to choose its state; 0: it starts at zero.
+    unbroken : tuple
+        (time, ninputs) and (time, noutputs) of the longest stretch that training may see.
     tests : dict
         ``{name: (u, y, scored)}``, (sequence, time, ...), and the (time,) mask of the samples that count.
     others : dict
@@ -45,6 +47,7 @@ class Record:
     train_y: np.ndarray
     burn: int
     lag: int
+    unbroken: tuple
     tests: dict
     others: dict
 
@@ -80,6 +83,7 @@ def f16(path) -> Record:
         np.stack([y[p] for p in parts]),
         F16_BURN,
         0,
+        (u[F16_PERIOD : F16_PERIOD + F16_TRAINED], y[F16_PERIOD : F16_PERIOD + F16_TRAINED]),
         {"last quarter of the period": (u[None], y[None], scored)},
         {"noise from period to period (floor)": noise},
     )
@@ -109,6 +113,7 @@ def tanks(path) -> Record:
         np.stack([y[s : s + length] for s in starts]),
         0,
         4,
+        (u, y),
         {"validation set": (v[None], z[None], np.ones(len(v), bool))},
         {f"{name}, published (quoted there as MSE or RMSE)": value for name, value in figures.items()},
     )
@@ -140,7 +145,7 @@ def pendulum(reduced: bool = False) -> Record:
     everything = np.ones(steps, bool)
     tests = {name: (u[k, count:], y[k, count:], everything) for k, name in enumerate(("multisine", "steps"))}
     u, y = (a[:, :count, :trained].reshape(-1, trained, 1) for a in (u, y))
-    return Record("pendulum", "rad", 0.02, u, y, 0, 0, tests, {})
+    return Record("pendulum", "rad", 0.02, u, y, 0, 0, (u[0], y[0]), tests, {})
 
 
 def measured_rate() -> Record:
@@ -180,6 +185,7 @@ def measured_rate() -> Record:
         np.stack([rate[s : s + burn + length] for s in starts]),
         burn,
         0,
+        (u[:cut], rate[:cut]),
         {"last 8 s": (u[None], rate[None], scored)},
         {
             "difference quotient": error(quotient),

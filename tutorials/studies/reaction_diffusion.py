@@ -27,6 +27,8 @@ CASES = ("published", "corrected", "noisy")
 PUBLISHED = ("R2DN", "REN")
 FULL = {"steps": 100_000, "epochs": 200, "tests": 20, "test_steps": 2000, "updates": 3200, "calibration": 400}
 REDUCED = {"steps": 20_000, "epochs": 15, "tests": 2, "test_steps": 600, "updates": 320, "calibration": 220}
+NOISY_SHARE = 0.3
+"""Of the published epochs where there is noise: one-step losses are at its level by then."""
 BATCH = 500
 PIECE, HORIZON = 500, 250
 """Samples of a trajectory that ours is trained on, and of a window."""
@@ -198,7 +200,9 @@ def study(folder, case: str, *, reduced: bool = False, seed: int = 0, device: st
         ``x_hat`` (estimator, time, state) of the first test;
         ``tube`` (kind, time, state), half-widths for 99 % of trajectories from any start within 1 of the truth.
     """
-    sizes = REDUCED if reduced else FULL
+    sizes = dict(REDUCED if reduced else FULL)
+    if case == "noisy":
+        sizes["epochs"] = math.ceil(NOISY_SHARE * sizes["epochs"])
     folder.mkdir(parents=True, exist_ok=True)
     model, noise = setting(case)
     data = record(model, 1, sizes["steps"] + 1, 0.0, 0.0, noise, seed)
