@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import scipy.linalg
 import torch
 import xarray as xr
 from torch import nn
 
 import estimators as est
 from estimators.networks import from_linear, long_memory
+from estimators.networks.rollout import Recursion, rollout
 
 from .identification_data import Record, f16, measured_rate, pendulum, tanks
 from .training import arguments, cosine, count, finish, train, versions, with_history
@@ -60,6 +60,28 @@ class LSTM(nn.Module):
         start = None if x0 is None else tuple(part[None].contiguous() for part in x0.chunk(2, dim=1))
         h, last = self.lstm(u, start)
         return self.out(h), torch.cat(last, 2)[0]
+
+
+class LinearSystem(nn.Module):
+    """x+ = A x + B u, y = C x + D u as a module called like the networks, float64.
+
+    Parameters
+    ----------
+    A, B, C, D : numpy.ndarray
+        Its matrices.
+    """
+
+    def __init__(self, A, B, C, D):
+        super().__init__()
+        self.nstates = len(A)
+        parts = np.hstack([A, B]), np.hstack([C, D])
+        self.M, self.N = (nn.Parameter(torch.from_numpy(a.astype(float)), requires_grad=False) for a in parts)
+
+    def forward(self, u: torch.Tensor, x0: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run a batch of sequences."""
+        M, N = (torch.nn.functional.pad(a, (0, 1)) for a in (self.M, self.N))  # no constant term
+        x, y = rollout(Recursion("relu", M, N, None, None, ()), x0, u.transpose(0, 1))
+        return y.transpose(0, 1), x
 
 
 class Simulator(nn.Module):
@@ -106,13 +128,13 @@ class Simulator(nn.Module):
         return (found * self.y_scale + self.y_mean).double().cpu().numpy()
 
 
-def subspace(record: Record) -> tuple[est.R2DN | None, int]:
+def subspace(record: Record) -> tuple[LinearSystem | None, int]:
     """Identify a linear model by N4SID (library nfoursid), of the order that simulates the training data best.
 
     Returns
     -------
-    network : R2DN or None
-        Without nonlinear part, float64, in scaled signals; None where every model found is unstable.
+    network : LinearSystem or None
+        In scaled signals; None where every model found is unstable.
     order : int
         How many states.
     """
@@ -136,28 +158,12 @@ def subspace(record: Record) -> tuple[est.R2DN | None, int]:
             model, _ = method.system_identification(rank=order)
         if np.abs(np.linalg.eigvals(model.a)).max() >= 1:
             continue
-        network = _linear_network(model.a, model.b, model.c, model.d)
-        with torch.no_grad():
-            found, _ = network(torch.from_numpy(u))
+        network = LinearSystem(model.a, model.b, model.c, model.d)
+        found, _ = network(torch.from_numpy(u), torch.zeros(len(u), order, dtype=torch.float64))
         error = float(np.square(found.numpy() - y)[:, record.burn :].mean())
         if error < 0.99 * best[0]:  # a larger model must be better by more than nothing
             best = (error, network, order)
     return best[1], best[2]
-
-
-def _linear_network(A, B, C, D):
-    """Build an R2DN without nonlinear part that is this linear system, in well-conditioned coordinates."""
-    nx, nu, ny = len(A), B.shape[1], len(C)
-    shown = C.T @ C
-    P = scipy.linalg.solve_discrete_lyapunov(A.T, shown + 1e-4 * np.trace(shown) / nx * np.eye(nx))
-    T = np.linalg.cholesky((P + P.T) / 2).T  # then |A| < 1
-    A, B, C = T @ A @ np.linalg.inv(T), T @ B, C @ np.linalg.inv(T)
-    network = est.R2DN(nu, nx, ny, nfeedback=0, hidden=(), dtype=torch.float64)
-    from_linear(network, A, B, np.zeros(nx))
-    with torch.no_grad():
-        network.C2.copy_(torch.from_numpy(np.array(C, dtype=float)))
-        network.D22.copy_(torch.from_numpy(np.array(D, dtype=float)))
-    return network
 
 
 def make_network(kind: str, record: Record, sizes: dict, seed: int) -> nn.Module:
