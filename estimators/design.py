@@ -120,7 +120,7 @@ class AffineModel:
         scale = torch.cat([s, si[nu:]])[:, None] / torch.cat([s, si[:nu]])
         A, B, C, D = (part.mean(0) for part in model.linearize(x[few], u[few]))
         mean = torch.cat([torch.cat([A, B], 1), torch.cat([C, D], 1)]) / scale
-        mean = torch.cat([mean, mean.new_zeros(len(mean), 1)], 1).numpy().T
+        mean = torch.cat([mean, mean.new_zeros(len(mean), 1)], 1).nan_to_num(0.0, 0.0, 0.0).numpy().T
         correction, *_ = np.linalg.lstsq(regressors, targets - regressors @ mean, rcond=UNEXCITED)
         coefficients = mean + correction
         residual = targets - regressors @ coefficients

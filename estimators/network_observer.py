@@ -77,8 +77,8 @@ class NetworkObserver:
         if not isinstance(state, NetworkState):
             raise TypeError(f"state must be the NetworkState that init or step returned, got {type(state).__name__}")
         v = self._signals(*check_measurement(self.model, u, y))
-        if state.stream is not None and v.ndim == 1:
-            following = torch.from_numpy(state.stream(state.x.numpy(), v.numpy())[0])
+        if state.stream is not None and state.x.ndim == v.ndim == 1:
+            following = torch.from_numpy(state.stream(state.x.detach().numpy(), v.detach().numpy())[0])
         else:
             with torch.no_grad():
                 following, _ = state.matrices.step(state.x, v)

@@ -302,11 +302,20 @@ def readout_bound(tracker: Tracker, here: InMetric, kind: str, state: int) -> fl
         return float(np.linalg.eigvalsh((whitened + whitened.T) / 2)[-1])
 
     found = scipy.optimize.minimize_scalar(square_at, bounds=(-14, 28), method="bounded", options={"xatol": 0.05})
-    best = (found.fun, least * (1 + math.exp(found.x)))
+    # at the minimum the check may be lost in rounding: then a little away from it
+    for exponent in (found.x, found.x + 1.0, found.x + 3.0):
+        bound = _least_square(inside, square_at(exponent), least * (1 + math.exp(exponent)))
+        if math.isfinite(bound):
+            return bound
+    return math.inf
+
+
+def _least_square(inside, square, tau):
+    """Root of the smallest of a few squares above a computed one that is proved; infinite if none is."""
     for excess in (1e-9, 1e-6, 1e-3, 1e-1):
-        square = max(best[0], 0.0) * (1 + excess) + 1e-14
-        if math.isfinite(square) and inside(square, best[1]):
-            return math.sqrt(square) * (1 + 4 * EPS)
+        proved = max(square, 0.0) * (1 + excess) + 1e-14
+        if math.isfinite(proved) and inside(proved, tau):
+            return math.sqrt(proved) * (1 + 4 * EPS)
     return math.inf
 
 

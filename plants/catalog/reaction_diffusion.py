@@ -39,12 +39,12 @@ def reaction_diffusion(
     Raises
     ------
     ValueError
-        Fewer than three nodes, no inner step, or an unstable one.
+        Fewer than three nodes, no length, no inner step, or an unstable one.
     """
-    if nodes < 3 or updates < 1 or not 0 < courant <= 0.5:
+    if nodes < 3 or updates < 1 or not 0 < courant <= 0.5 or not length > 0:
         raise ValueError(
-            "nodes must be at least 3, updates at least 1 and courant in (0, 1/2], "
-            f"got nodes={nodes}, updates={updates}, courant={courant}"
+            "nodes must be at least 3, updates at least 1, length positive and courant in (0, 1/2], "
+            f"got nodes={nodes}, updates={updates}, length={length}, courant={courant}"
         )
     dz = length / (nodes - 1)
     inner, middle = courant * dz**2, nodes // 2

@@ -125,15 +125,9 @@ def test_affine_fit_is_the_linearisation_where_data_do_not_excite():
 
     A = np.diag([0.9, 0.9, 0.5])
     model = plants.discretize(ct.ss(A, [[1.0], [1.0], [0.0]], [[1.0, 0.0, 1.0]], [[0.0]], True), dt=1.0)
-    noise = plants.GaussianNoise(np.full(3, 1e-12), [1e-4])
+    noise = plants.GaussianNoise([0.0, 0.0, 1e-4], [1e-4])
     data = plants.simulate(
-        model,
-        trajectories=20,
-        steps=40,
-        seed=0,
-        noise=noise,
-        initial_mean=[1.0, 1.0, 0.0],
-        initial_cov=np.full(3, 1e-12),
+        model, trajectories=20, steps=40, seed=0, noise=noise, initial_mean=[1.0, 1.0, 0.0], initial_cov=[0.0, 0.0, 1.0]
     )
     x = plants.to_tensors(data)[0]
     coordinates = Coordinates.from_data(model, data)
@@ -147,3 +141,38 @@ def test_long_memory_start_is_proved_even_with_a_pole_drawn_next_to_one(seed):
     network = est.R2DN(1, 10, 1, nfeedback=5, hidden=(6,), dtype=torch.float64)
     long_memory(network, torch.Generator().manual_seed(seed))  # 339 draws a decay of 5e-9
     assert est.certify(network).verdict == "proved"
+
+
+def test_scores_are_what_they_are_called():
+    truth = np.full((2, 3, 5, 4), 2.0)
+    np.testing.assert_allclose(study.nrmse(truth + 0.5, truth), np.full((2, 3), 0.25))
+    model, _ = study.setting("corrected")
+    data = study.record(model, 1, study.BATCH + 1, 0.2, 0.5, None, 0)
+    network = est.R2DN(2, 51, 51, nfeedback=2, hidden=(3,), identity_output=True)
+    losses = [loss.item() for loss in study.one_step_losses(network, data, 0, "cpu")(0)]
+    # float32 in training, float64 in the score
+    assert losses == pytest.approx([study.one_step_loss(est.NetworkObserver(model, network), data)], rel=1e-4)
+
+
+def test_ours_starts_as_a_filter_of_data_that_it_leaves_as_they_are():
+    model, _ = study.setting("corrected")
+    data = study.record(model, 1, 4001, 0.0, 0.0, None, 0)
+    before = data.copy(deep=True)
+    observer, training, validation = study.ours(model, data, 0)
+    assert data.identical(before)
+    assert (training.sizes["trajectory"], validation.sizes["trajectory"]) == (7, 1)
+    observer.initialise(training)
+    # one step of the linear start misses the nonlinear plant by little: 51 states of size about 0.5
+    assert study.one_step_loss(observer, data) < 1e-4
+
+
+def test_training_of_ours_is_kept_and_that_of_other_settings_refused(tmp_path):
+    model, _ = study.setting("corrected")
+    data = study.record(model, 1, 4001, 0.0, 0.0, None, 0)
+    settings = {"updates": 1, "seed": 0, "case": "corrected", "steps": 4000}
+    first, seconds = study.train_ours("ours", settings, model, data, tmp_path, False)
+    again, same = study.train_ours("ours", settings, model, data, tmp_path, False)
+    assert seconds == same
+    assert torch.equal(first.explicit().A, again.explicit().A)
+    with pytest.raises(ValueError, match="other settings"):
+        study.train_ours("ours", settings | {"case": "noisy"}, model, data, tmp_path, False)

@@ -82,9 +82,3 @@ def test_schedules():
     assert rate(after(1, 1, 1, 1)) == pytest.approx(0.1)
     assert rate(after(1, 1, 1, 1, 1, 1, 1)) == pytest.approx(0.01)
     assert cosine(1.0, 10)(after()) == pytest.approx(1.001)
-
-
-def test_time_to_a_level():
-    history = History(loss=[3.0, 2.0, 1.0], seconds=[1.0, 2.0, 3.0])
-    assert history.seconds_to(2.0) == 2.0
-    assert history.seconds_to(0.5) == math.inf

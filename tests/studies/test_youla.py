@@ -38,10 +38,10 @@ def test_segments_with_carried_states_are_one_run():
     torch.testing.assert_close(torch.cat([first, second], 1), whole, atol=1e-12, rtol=0)
 
 
-@settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 2**31), kind=st.sampled_from(["R2DN", "linear"]))
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**31), kind=st.sampled_from(["R2DN", "REN", "linear"]))
 def test_loop_is_stable_for_every_parameter(seed, kind):
-    growth, largest = youla.stability(youla.random_draw(seed, kind), 300, seed)
+    growth, largest = youla.stability(youla.random_draw(seed, kind), 60 if kind == "REN" else 300, seed)
     assert growth <= 1 + 1e-9
     # |T| in the peak-to-peak sense times the largest w + u, and the start of a unit normal state that fades
     gain = np.abs(lfilter([0, 0, 0.3], A, np.eye(1, 500)[0])).sum()

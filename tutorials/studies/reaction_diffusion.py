@@ -33,7 +33,7 @@ BATCH = 500
 PIECE, HORIZON = 500, 250
 """Samples of a trajectory that ours is trained on, and of a window."""
 TEST_SEED = 10_000
-DESIGN = plants.GaussianNoise(np.full(51, 0.002**2), [0.02**2])
+DESIGN = plants.scenario("reaction_diffusion").noise
 """Noise that ours is designed for where there is none."""
 DRIFT = 1e-4
 """What filters are told of the noise-free cases, standard deviation of process and sensor: without any they would
@@ -69,8 +69,12 @@ def record(model, trajectories: int, steps: int, start: float, boundary: float, 
     if noise is not None:
         y = y + math.sqrt(noise.measurement_cov[0, 0]) * rng.standard_normal(y.shape)
     x, u, y = (a.transpose(2, 0, 1) for a in (x, u, y))
-    told = noise or plants.GaussianNoise(np.full(model.nstates, DRIFT**2), [DRIFT**2])
-    return plants.from_arrays(model, y=y, u=u, x=x, noise=told)
+    return plants.from_arrays(model, y=y, u=u, x=x, noise=told_noise(model, noise))
+
+
+def told_noise(model, noise) -> plants.GaussianNoise:
+    """Noise that filters are told of: the data's, or a little where there is none."""
+    return noise or plants.GaussianNoise(np.full(model.nstates, DRIFT**2), [DRIFT**2])
 
 
 def from_zero(data: xr.Dataset) -> xr.Dataset:
@@ -111,7 +115,7 @@ def nrmse(estimate: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return np.sqrt(np.square(estimate - truth).mean(axis=(-2, -1)) / np.square(truth).mean(axis=(-2, -1)))
 
 
-def train_published(kind, model, data, sizes, folder, seed, device, progress):
+def train_published(kind, case, model, data, sizes, folder, seed, device, progress):
     """Train a network as published; returns an observer and the history."""
     network = make_network(kind, seed, device)
     rate = plateau(2e-3, patience=10)
@@ -121,7 +125,7 @@ def train_published(kind, model, data, sizes, folder, seed, device, progress):
         epochs=sizes["epochs"],
         learning_rate=rate,
         checkpoint=folder / f"{kind}.checkpoint.safetensors",
-        settings={"kind": kind, "seed": seed, **sizes},
+        settings={"kind": kind, "seed": seed, "case": case, "steps": sizes["steps"], "epochs": sizes["epochs"]},
         name=kind,
         progress=progress,
     )
@@ -131,35 +135,44 @@ def train_published(kind, model, data, sizes, folder, seed, device, progress):
 def ours(model, data, seed):
     """R2DN observer of ours before training, and the pieces of the record it is trained on and checked with."""
     pieces = from_zero(plants.cut(data, PIECE))
-    if float(data["process_cov"][0, 0]) < DESIGN.process_cov[0, 0]:
-        # noise-free data: gains and weights as for a little noise, or the design would be a dead-beat one
-        pieces["process_cov"].values[:], pieces["measurement_cov"].values[:] = (
-            DESIGN.process_cov,
-            DESIGN.measurement_cov,
-        )
+    # for noise-free data too: without any noise the design would be a dead-beat one
+    pieces = pieces.assign(
+        process_cov=(pieces["process_cov"].dims, DESIGN.process_cov),
+        measurement_cov=(pieces["measurement_cov"].dims, DESIGN.measurement_cov),
+    )
     order = np.random.default_rng(seed).permutation(pieces.sizes["trajectory"])
     kept = max(1, len(order) // 10)
     parts = plants.split(pieces.isel(trajectory=order), (len(order) - kept, kept))
     return est.R2DNObserver(model, nfeedback=50, hidden=(96, 96), contraction_rate=0.999, seed=seed), *parts
 
 
-def train_ours(name, updates, model, data, folder, seed, progress):
+def train_ours(name, settings, model, data, folder, progress):
     """Train an R2DN observer that starts as a Kalman filter, on rollouts; kept in a file with its training time."""
-    path, result, settings = folder / f"{name}.safetensors", folder / f"{name}.json", {"updates": updates, "seed": seed}
-    if path.exists() and result.exists():
+    path, result, checkpoint = (folder / f"{name}.{end}" for end in ("safetensors", "json", "checkpoint.safetensors"))
+    if result.exists():
         kept = json.loads(result.read_text())
-        if {k: kept[k] for k in settings} != settings:
+        if kept["settings"] != settings:
             raise ValueError(f"{path} was trained with other settings, {kept}: delete it, or choose another folder")
-        return est.R2DNObserver.load(path, model), kept["seconds"]
-    observer, training, validation = ours(model, data, seed)
-    began = time.perf_counter()
-    observer.fit(
-        training, validation, updates=updates, one_step_updates=0, horizon=HORIZON, seed=seed, progress=progress
+        if path.exists():
+            return est.R2DNObserver.load(path, model), kept["seconds"]
+    result.write_text(json.dumps({"settings": settings}))
+    observer, training, validation = ours(model, data, settings["seed"])
+    history = observer.fit(
+        training,
+        validation,
+        updates=settings["updates"],
+        one_step_updates=0,
+        horizon=HORIZON,
+        seed=settings["seed"],
+        checkpoint=checkpoint,
+        resume=checkpoint.exists(),
+        progress=progress,
     )
-    seconds = time.perf_counter() - began
+    if history.interrupted:
+        raise KeyboardInterrupt
+    result.write_text(json.dumps({"settings": settings, "seconds": history.wall_time}))
     observer.save(path)
-    result.write_text(json.dumps({"seconds": seconds, **settings}))
-    return observer, seconds
+    return observer, history.wall_time
 
 
 def one_step_loss(observer, data: xr.Dataset) -> float:
@@ -198,7 +211,7 @@ def study(folder, case: str, *, reduced: bool = False, seed: int = 0, device: st
         ``one_step_loss`` (the published training loss, on the tests), ``training_seconds_total``, ``step_time``,
         ``certified_rate``, ``verdict`` (estimator); learning curves (model, epoch); ``truth`` (time, state) and
         ``x_hat`` (estimator, time, state) of the first test;
-        ``tube`` (kind, time, state), half-widths for 99 % of trajectories from any start within 1 of the truth.
+        ``tube`` (kind, time, state), half-widths for 99 % of runs from xi = 1, the observer from anywhere within 1.
     """
     sizes = dict(REDUCED if reduced else FULL)
     if case == "noisy":
@@ -216,12 +229,15 @@ def study(folder, case: str, *, reduced: bool = False, seed: int = 0, device: st
     observers["R2DN ours, untrained"], seconds["R2DN ours, untrained"] = start, time.perf_counter() - began
     one_step["R2DN ours, untrained"] = one_step_loss(start, test)
     for name, updates in (("R2DN ours", sizes["updates"]), ("R2DN ours, short", sizes["updates"] // 8)):
-        observers[name], seconds[name] = train_ours(name, updates, model, data, folder, seed, progress)
+        settings = {"updates": updates, "seed": seed, "case": case, "steps": sizes["steps"]}
+        observers[name], seconds[name] = train_ours(name, settings, model, data, folder, progress)
     for kind in PUBLISHED:
-        observers[kind], histories[kind] = train_published(kind, model, data, sizes, folder, seed, device, progress)
+        observers[kind], histories[kind] = train_published(
+            kind, case, model, data, sizes, folder, seed, device, progress
+        )
         seconds[kind] = histories[kind].seconds[-1]
         one_step[kind] = one_step_loss(observers[kind], test)
-    known = noise or plants.GaussianNoise(np.full(model.nstates, DRIFT**2), [DRIFT**2])
+    known = told_noise(model, noise)
     filters = {"EKF": est.ExtendedKalmanFilter(model, known), "UKF": est.UnscentedKalmanFilter(model, known)}
     table = est.benchmark({**observers, **filters}, test, progress=progress)
     names, x_hat, truth = list(table["estimator"].values), table["x_hat"].values, test["x"].values
@@ -252,7 +268,7 @@ def study(folder, case: str, *, reduced: bool = False, seed: int = 0, device: st
             "time": test["time"].values,
             "model": list(histories),
         },
-        {"case": case, "seed": seed, "trajectories": sizes["tests"], **versions(device)},
+        {"case": case, "seed": seed, "trajectories": sizes["tests"], "epochs": sizes["epochs"], **versions(device)},
     )
 
 
@@ -263,7 +279,7 @@ def report(found: xr.Dataset) -> str:
         one = found.sel(estimator=name)
         whole, verdict = one["nrmse"].sel(kind="predicted").values, str(one["verdict"].values)
         rows[name] = {
-            "predicted": f"{whole.mean():.4f} ({whole.std() / math.sqrt(len(whole)):.4f})",
+            "predicted": f"{whole.mean():.4f} ({whole.std(ddof=1) / math.sqrt(len(whole)):.4f})",
             "settled": f"{float(one['settled_nrmse'].sel(kind='predicted').mean()):.2g}",
             "filtered": f"{float(one['nrmse'].sel(kind='filtered').mean()):.4f}",
             "settled ": f"{float(one['settled_nrmse'].sel(kind='filtered').mean()):.2g}",
@@ -275,7 +291,7 @@ def report(found: xr.Dataset) -> str:
         }
     lines = [
         f"{found.attrs['case']}: {found.attrs['trajectories']} tests from xi = 1, every estimator from 0; NRMSE, "
-        "mean over tests (standard error); settled: second half",
+        f"mean over tests (standard error); settled: second half; R2DN and REN trained {found.attrs['epochs']} epochs",
         pd.DataFrame(rows).T.replace("nan", "").to_string(),
     ]
     mean = found["nrmse"].sel(kind="predicted").mean("trajectory").to_series()
@@ -284,16 +300,16 @@ def report(found: xr.Dataset) -> str:
     level = float(loss.min("epoch").max())  # what both published trainings reach
     reach = [float(seconds.sel(model=k).where(loss.sel(model=k) <= level).min()) for k in PUBLISHED]
     lines += [
-        f"R2DN as published / REN: NRMSE {mean['R2DN'] / mean['REN']:.3f}, training time 1 / "
+        f"R2DN / REN: NRMSE {mean['R2DN'] / mean['REN']:.3f}, training time 1 / "
         f"{time_of['REN'] / time_of['R2DN']:.2f}; time to the loss both reach, {level:.2g}: "
         f"1 / {reach[1] / reach[0]:.2f}",
         *(
-            f"{name}: NRMSE {mean[name] / mean['R2DN']:.3f} of R2DN as published, {mean[name] / mean['REN']:.3f} of "
+            f"{name}: NRMSE {mean[name] / mean['R2DN']:.3f} of R2DN, {mean[name] / mean['REN']:.3f} of "
             f"REN, training time 1 / {time_of['R2DN'] / time_of[name]:.1f} and 1 / {time_of['REN'] / time_of[name]:.1f}"
             for name in ("R2DN ours", "R2DN ours, short", "R2DN ours, untrained")
         ),
-        f"tube of R2DN ours, predicted, 99 % of trajectories from any start within 1: half-width in the middle of the "
-        f"record {float(found['tube'].sel(kind='predicted').isel(tube_time=-1).max()):.3g} (largest over the states)",
+        "tube of R2DN ours, predicted, 99 % of runs from xi = 1, its start anywhere within 1: half-width at the "
+        f"end {float(found['tube'].sel(kind='predicted').isel(tube_time=-1).max()):.3g} (largest over the states)",
     ]
     return "\n".join(lines)
 

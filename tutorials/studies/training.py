@@ -36,10 +36,6 @@ class History:
     test: list = field(default_factory=list)
     seconds: list = field(default_factory=list)
 
-    def seconds_to(self, level: float) -> float:
-        """Training time until the loss of an epoch first was at most `level`; infinite if never."""
-        return next((s for s, loss in zip(self.seconds, self.loss, strict=True) if loss <= level), math.inf)
-
 
 def staircase(start: float, every: int, factor: float = 0.1, least: float = 1e-6) -> Callable:
     """Learning rate multiplied by `factor` every so many epochs."""
@@ -78,7 +74,6 @@ def train(
     score: Callable[[], float] | None = None,
     checkpoint=None,
     settings: dict | None = None,
-    budget: float = math.inf,
     name: str = "training",
     progress: bool = True,
 ) -> History:
@@ -103,8 +98,6 @@ def train(
         Written after every epoch; where it exists already, training goes on from there.
     settings : dict, optional
         Of the experiment; a checkpoint of others is refused.
-    budget : float
-        Stop after the epoch in which so many seconds of training have passed.
     name : str
         For the progress bar.
     progress : bool
@@ -117,7 +110,7 @@ def train(
     Raises
     ------
     ValueError
-        The checkpoint is of another experiment.
+        The checkpoint is of another experiment; an epoch without losses.
     FloatingPointError
         A loss is not finite.
     """
@@ -130,7 +123,7 @@ def train(
     spent = history.seconds[-1] if history.seconds else 0.0
     bar = tqdm(total=epochs, initial=len(history.loss), desc=name, unit="epoch", disable=not progress, mininterval=1.0)
     with bar:
-        while len(history.loss) < epochs and spent < budget:
+        while len(history.loss) < epochs:
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(history)
             total, count, began = 0.0, 0, time.perf_counter()
@@ -141,6 +134,8 @@ def train(
                     nn.utils.clip_grad_value_(network.parameters(), clip)
                 optimiser.step()
                 total, count = total + loss.detach(), count + 1
+            if not count:
+                raise ValueError(f"losses({len(history.loss)}) yielded nothing to train on")
             value = float(total) / count
             spent += time.perf_counter() - began
             if not math.isfinite(value):
@@ -174,7 +169,8 @@ def _restore(path, network, optimiser, settings):
     network.load_state_dict({k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")})
     for name, parameter in network.named_parameters():
         prefix = f"adam.{name}."
-        optimiser.state[parameter] = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        kept = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        optimiser.state[parameter] = {k: v.to(parameter.device) for k, v in kept.items()}
     return History(**header["history"])
 
 
@@ -189,7 +185,9 @@ def arguments(module_doc: str, name: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=Path, default=Path("results") / name, help="folder; a run that was cut off goes on"
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--seed", type=int, default=0, choices=range(1000), metavar="0..999", help="of everything random"
+    )
     parser.add_argument("--device", default="cpu", help="where networks are trained")
     parser.add_argument("--reduced", action="store_true", help="minutes instead of the full study")
     return parser

@@ -31,6 +31,8 @@ KINDS = ("R2DN", "REN", "linear")
 MODELS = {"R2DN": ("R2DN", 1), "REN": ("REN", 1), "linear": ("linear", 1), "R2DN, longer": ("R2DN", 3)}
 """Kind of network, and multiple of the published number of epochs."""
 TEST_SEED = 10_000
+TRAINED = ("epochs", "decay", "steps", "segment", "batch")
+"""Sizes that a training depends on."""
 
 
 def plant() -> ct.StateSpace:
@@ -186,7 +188,9 @@ def random_draw(seed: int, kind: str = "R2DN"):
 
 
 def stability(network, steps: int, seed: int) -> tuple[float, float]:
-    """Two runs of the loop under the same disturbance, one from rest, one from random states of all its parts.
+    """Run the loop twice under one disturbance, from different states of plant and Q, the model of T at the same.
+
+    Then Q sees the same y~ in both, and whether it forgets its start decides over the loop: T is stable.
 
     Returns
     -------
@@ -255,7 +259,11 @@ def study(folder, *, reduced: bool = False, seed: int = 0, device: str = "cpu", 
             clip=10.0,
             score=lambda network=network: test_cost(network, sizes, device=device),
             checkpoint=folder / f"{name}.checkpoint.safetensors",
-            settings={"kind": name, "seed": seed, **sizes},
+            settings={
+                "model": name,
+                "seed": seed,
+                **{k: sizes[k] * (times if k in ("epochs", "decay") else 1) for k in TRAINED},
+            },
             name=name,
             progress=progress,
         )
@@ -305,8 +313,8 @@ def report(found: xr.Dataset) -> str:
             f"{k} / REN: cost {cost_of[k] / cost_of['REN']:.4f}, training time 1 / {seconds['REN'] / seconds[k]:.1f}"
             for k in ("R2DN", "R2DN, longer")
         ),
-        f"{found.sizes['draw']} networks of random parameters, 1000 steps: {int((~(found['growth'] < 1)).sum())} "
-        f"unstable, distances at most {float(found['growth'].max()):.6f} of what they were, "
+        f"{found.sizes['draw']} R2DN of random parameters, 1000 steps: {int((~(found['growth'] < 1)).sum())} "
+        f"unstable, distances of Q's states fell to {float(found['growth'].max()):.6f} or less, "
         f"largest |z| {float(found['largest_z'].max()):.1f}",
     ]
     return "\n".join(lines)
