@@ -26,7 +26,7 @@ from .training import arguments, count, finish, staircase, train, versions, with
 LIMIT = 5.0
 AMPLITUDE, HOLD = 10.0, 50
 FULL = {"epochs": 80, "decay": 60, "steps": 800, "segment": 200, "batch": 64, "draws": 1000}
-REDUCED = {"epochs": 12, "decay": 9, "steps": 400, "segment": 200, "batch": 64, "draws": 30}
+REDUCED = {"epochs": 8, "decay": 6, "steps": 400, "segment": 200, "batch": 64, "draws": 30}
 KINDS = ("R2DN", "REN", "linear")
 MODELS = {"R2DN": ("R2DN", 1), "REN": ("REN", 1), "linear": ("linear", 1), "R2DN, longer": ("R2DN", 3)}
 """Kind of network, and multiple of the published number of epochs."""
