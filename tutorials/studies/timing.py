@@ -21,7 +21,7 @@ import estimators as est
 from .training import arguments, cosine, count, finish, train, versions, with_history
 
 SIZES = {"R2DN": (8, 16, 32, 64, 96, 128), "REN": (20, 40, 80, 120, 160, 200)}
-FULL = {"updates": 3000, "rounds": 9, "seeds": 2}
+FULL = {"updates": 1000, "rounds": 9, "seeds": 1}
 REDUCED = {"updates": 300, "rounds": 3, "seeds": 1}
 BATCH, HORIZON, POINTS, PER_EPOCH = 64, 128, 512, 100
 
