@@ -28,7 +28,7 @@ PUBLISHED = ("R2DN", "REN")
 FULL = {"steps": 100_000, "epochs": 200, "tests": 20, "test_steps": 2000, "updates": 3200, "calibration": 400}
 REDUCED = {"steps": 20_000, "epochs": 10, "tests": 2, "test_steps": 500, "updates": 200}
 NOISY_SHARE = 0.3
-"""Of the published epochs where there is noise: one-step losses are at its level by then."""
+"""Of the published epochs where there is noise, to save time."""
 BATCH = 500
 PIECE, HORIZON = 500, 250
 """Samples of a trajectory that ours is trained on, and of a window."""
