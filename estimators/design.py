@@ -116,13 +116,14 @@ class AffineModel:
             [(x - c) / s, (u - ci[:nu]) / si[:nu], torch.ones(len(x), 1, dtype=torch.float64)], dim=1
         ).numpy()
         targets = torch.cat([(model.step(x, u) - c) / s, (model.output(x, u) - ci[nu:]) / si[nu:]], dim=1).numpy()
-        few = slice(None, None, max(1, len(x) // LINEARISED_POINTS))
-        scale = torch.cat([s, si[nu:]])[:, None] / torch.cat([s, si[:nu]])
-        A, B, C, D = (part.mean(0) for part in model.linearize(x[few], u[few]))
-        mean = torch.cat([torch.cat([A, B], 1), torch.cat([C, D], 1)]) / scale
-        mean = torch.cat([mean, mean.new_zeros(len(mean), 1)], 1).nan_to_num(0.0, 0.0, 0.0).numpy().T
-        correction, *_ = np.linalg.lstsq(regressors, targets - regressors @ mean, rcond=UNEXCITED)
-        coefficients = mean + correction
+        coefficients, _, rank, _ = np.linalg.lstsq(regressors, targets, rcond=UNEXCITED)
+        if rank < regressors.shape[1]:
+            few = slice(None, None, max(1, len(x) // LINEARISED_POINTS))
+            scale = torch.cat([s, si[nu:]])[:, None] / torch.cat([s, si[:nu]])
+            A, B, C, D = (part.mean(0) for part in model.linearize(x[few], u[few]))
+            mean = torch.cat([torch.cat([A, B], 1), torch.cat([C, D], 1)]) / scale
+            mean = torch.cat([mean, mean.new_zeros(len(mean), 1)], 1).nan_to_num(0.0, 0.0, 0.0).numpy().T
+            coefficients = mean + np.linalg.lstsq(regressors, targets - regressors @ mean, rcond=UNEXCITED)[0]
         residual = targets - regressors @ coefficients
         unexplained = residual.T @ residual / len(residual)
         M = coefficients.T
