@@ -10,8 +10,7 @@ from plants.angles import wrap
 from plants.model import StateSpaceModel
 from plants.schema import to_tensors
 
-FASTEST_STARTUP, SLOWEST_STARTUP = 0.5, 0.98
-"""Range of the factor by which the start-up signal fades in a step."""
+SCALES = ("state_centre", "state_scale", "input_centre", "input_scale")
 
 
 def centre_and_scale(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -33,15 +32,12 @@ class Coordinates:
         (nstates,), float64.
     input_centre, input_scale : torch.Tensor
         (ninputs + noutputs,), float64: plant inputs, then measurements.
-    startup_decay : torch.Tensor
-        (), factor per step by which the start-up signal fades.
     """
 
-    def __init__(self, model, state_centre, state_scale, input_centre, input_scale, startup_decay):
+    def __init__(self, model, state_centre, state_scale, input_centre, input_scale):
         self.model = model
         self.state_centre, self.state_scale = state_centre, state_scale
         self.input_centre, self.input_scale = input_centre, input_scale
-        self.startup_decay = startup_decay
         self.carried = _find_carried(model)
         self.follows_turns = bool(self.carried.any())
         self._angles = model.output_is_angle.numpy(), model.state_is_angle.numpy()
@@ -53,17 +49,11 @@ class Coordinates:
         states = centre_and_scale(_in_frame_of(model, _find_carried(model), x, u, y).numpy())
         signals = centre_and_scale(torch.cat([u, wrap(y, model.output_is_angle)], dim=-1).numpy())
         scales = (torch.from_numpy(a) for a in (*states, *signals))
-        return cls(model, *scales, torch.tensor(SLOWEST_STARTUP, dtype=torch.float64))
-
-    def set_startup(self, radius: float) -> None:
-        """Let the start-up signal fade at the pace of error dynamics of this spectral radius."""
-        decay = min(max(radius, FASTEST_STARTUP), SLOWEST_STARTUP)
-        self.startup_decay = torch.tensor(decay, dtype=torch.float64)
+        return cls(model, *scales)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Everything but the model, by argument name; for files."""
-        names = ("state_centre", "state_scale", "input_centre", "input_scale", "startup_decay")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in SCALES}
 
     def from_plant(self, x: torch.Tensor) -> torch.Tensor:
         """Scale states (..., nstates)."""
@@ -74,7 +64,7 @@ class Coordinates:
         return wrap(z * self.state_scale + self.state_centre, self.model.state_is_angle)
 
     def network_input(
-        self, u: torch.Tensor, y: torch.Tensor, held: torch.Tensor | None = None, startup: float = 1.0
+        self, u: torch.Tensor, y: torch.Tensor, held: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Prepare a record for the network: fill gaps, bring angles within a turn, scale.
 
@@ -84,13 +74,11 @@ class Coordinates:
             (..., time, ninputs) and (..., time, noutputs).
         held : torch.Tensor, optional
             (..., noutputs), last measurement before the record; NaN or left out for none.
-        startup : float
-            Start-up signal at the first sample.
 
         Returns
         -------
         v : torch.Tensor
-            (..., time, ninputs + noutputs + 1), scaled, start-up signal last.
+            (..., time, ninputs + noutputs), scaled.
         shift : torch.Tensor
             (..., time, nstates), whole turns by which the state must follow a measured angle that
             jumps between pi and -pi, scaled; to be added before the sample is used.
@@ -110,11 +98,10 @@ class Coordinates:
         held, y = filled[..., -1, :], filled[..., 1:, :]
         y = torch.where(torch.isnan(y), self.input_centre[self.model.ninputs :], y)
         scaled = (torch.cat([u.expand(*y.shape[:-1], -1), y], dim=-1) - self.input_centre) / self.input_scale
-        fading = startup * self.startup_decay ** torch.arange(y.shape[-2], dtype=torch.float64)
-        return torch.cat([scaled, fading[:, None].expand(*scaled.shape[:-1], 1)], dim=-1), shift, held
+        return scaled, shift, held
 
     def network_sample(
-        self, u: np.ndarray, y: np.ndarray, held: np.ndarray, startup: float
+        self, u: np.ndarray, y: np.ndarray, held: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray | float, np.ndarray]:
         """Do as `network_input` does, for one instant of one trajectory, in NumPy: v, shift and held."""
         y = wrap(y, self._angles[0])
@@ -123,11 +110,8 @@ class Coordinates:
             turns = np.nan_to_num(np.round((filled - held) / (2 * math.pi)))
             shift = 2 * math.pi * turns @ self.carried.numpy() / self.state_scale.numpy()
         centre, nu = self.input_centre.numpy(), self.model.ninputs
-        v = np.empty(len(centre) + 1)
-        v[:nu], v[nu:-1] = u, np.where(np.isnan(filled), centre[nu:], filled)
-        v[:-1] = (v[:-1] - centre) / self.input_scale.numpy()
-        v[-1] = startup
-        return v, shift, filled
+        v = np.concatenate([u, np.where(np.isnan(filled), centre[nu:], filled)])
+        return (v - centre) / self.input_scale.numpy(), shift, filled
 
     def sample_to_plant(self, z: np.ndarray) -> np.ndarray:
         """Do as `to_plant` does, for one state in NumPy."""

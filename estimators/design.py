@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +23,8 @@ UNEXCITED = 1e-3
 """Relative singular value of the data below which a direction counts as not excited."""
 STABILITY_RESERVE = 0.999
 """A linear start contracts at least this much faster than the rate asked for, so that the inequality is strict."""
-
+DEFAULT_RATE, SLOWEST = 0.99, 1 - 1e-5
+"""Contraction rate where none is asked for, and the slowest that is taken for a slow plant."""
 TRANSIENT_SHARE = 0.1
 """Least share of the stationary observer's error variance that is expected of any observer."""
 INFLATIONS = tuple(10.0**k for k in np.arange(0, 4.1, 0.5))
@@ -142,7 +144,7 @@ class AffineModel:
             R + unexplained[nx:, nx:],
         )
 
-    def gains(self, rate: float, states: np.ndarray, inputs: np.ndarray) -> SteadyState:
+    def gains(self, rate: float | None, states: np.ndarray, inputs: np.ndarray) -> "Design":
         """Kalman gains whose predictor contracts at `rate` or faster and tracks best on data.
 
         What the affine fit leaves unexplained is not white, so its covariance alone says too little
@@ -150,37 +152,53 @@ class AffineModel:
 
         Parameters
         ----------
-        rate : float
-            Contraction rate asked for.
+        rate : float, optional
+            Contraction rate asked for. Default: ``DEFAULT_RATE``, or where the best gain is slower than that, half
+            way between its pace and 1.
         states, inputs : numpy.ndarray
             (time, trajectory, nstates) and (time, trajectory, ninputs + noutputs), scaled.
+
+        Returns
+        -------
+        Design
 
         Warns
         -----
         UserWarning
             The best gain is slower than `rate`; a faster one was taken.
         """
-        wanted = STABILITY_RESERVE * rate
         options = [steady_state(self.A, self.C, inflation * self.Q_fit, self.R_fit) for inflation in INFLATIONS]
         scores = [self._tracking_error(option, states, inputs) for option in options]
-        best = options[int(np.nanargmin(scores))]
-        if self.radius(best) < wanted:
+        chosen = int(np.nanargmin(scores))
+        best = Design(self, options[chosen], INFLATIONS[chosen] * self.Q_fit, 1.0, rate or DEFAULT_RATE)
+        wanted = STABILITY_RESERVE * best.contraction_rate
+        if best.radius < wanted:
             return best
+        if rate is None:
+            if best.radius > SLOWEST:
+                raise ValueError(
+                    f"no observer of this plant forgets its start in less than {1 / (1 - SLOWEST):.0f} steps: the best "
+                    f"gain contracts at {best.radius:.7f} a step; a state that the outputs do not show neither decays "
+                    "nor is driven by noise: measure it, or leave it out"
+                )
+            return best._replace(contraction_rate=(1 + best.radius) / 2)
         warnings.warn(
-            f"the Kalman predictor contracts at {self.radius(best):.4f} a step, slower than the contraction rate "
+            f"the Kalman predictor contracts at {best.radius:.4f} a step, slower than the contraction rate "
             f"{rate:g} asked for: the observer starts from a faster, noisier gain; "
             "a rate closer to 1 allows a more accurate one",
             UserWarning,
             stacklevel=3,
         )
         try:
-            faster = steady_state(self.A, self.C, self.Q_fit, self.R_fit, rate=wanted)
+            faster = Design(
+                self, steady_state(self.A, self.C, self.Q_fit, self.R_fit, rate=wanted), self.Q_fit, wanted, rate
+            )
         except ValueError:
             faster = best
-        if self.radius(faster) >= rate:
+        if faster.radius >= rate:
             raise ValueError(
                 f"no gain makes an observer of this plant contract at {rate:g} a step (the best reaches "
-                f"{self.radius(faster):.4f}): a state that the outputs do not show decays more slowly than that or "
+                f"{faster.radius:.4f}): a state that the outputs do not show decays more slowly than that or "
                 "grows; measure it, or ask for a contraction_rate closer to 1"
             )
         return faster
@@ -197,10 +215,6 @@ class AffineModel:
                 error.append(z - states[k + 1])
             square = np.square(error[len(error) // 3 :]).mean(axis=(0, 1))
         return float(np.log(square + np.finfo(float).tiny).mean())
-
-    def radius(self, gains: SteadyState) -> float:
-        """Spectral radius of the predictor's error dynamics A - L C."""
-        return float(np.abs(np.linalg.eigvals(self.A - gains.predictor_gain @ self.C)).max())
 
     def expected_errors(
         self, gains: SteadyState, P0: np.ndarray, steps: int
@@ -245,3 +259,32 @@ class AffineModel:
         # nor does a start that is known exactly make the first samples infinitely important
         predicted, filtered = (np.maximum(e, TRANSIENT_SHARE * e[-1]) for e in expected)
         return predicted, filtered, observer[2]
+
+
+class Design(NamedTuple):
+    """A stationary Kalman filter of an affine model, and what it is the filter for.
+
+    Attributes
+    ----------
+    affine : AffineModel
+        The model.
+    steady : SteadyState
+        Its gains.
+    process_cov : numpy.ndarray
+        (nstates, nstates), for which they are optimal.
+    rate : float
+        Prescribed degree of stability of the gains; 1 where they are the optimum.
+    contraction_rate : float
+        For which the observer is designed.
+    """
+
+    affine: AffineModel
+    steady: SteadyState
+    process_cov: np.ndarray
+    rate: float
+    contraction_rate: float
+
+    @property
+    def radius(self) -> float:
+        """Spectral radius of the predictor's error dynamics A - L C."""
+        return float(np.abs(np.linalg.eigvals(self.affine.A - self.steady.predictor_gain @ self.affine.C)).max())

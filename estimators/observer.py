@@ -10,15 +10,15 @@ import torch
 import xarray as xr
 
 from estimators import observer_file
-from estimators.base import Estimate, check_measurement, check_record
+from estimators.base import Estimate, check_measurement, check_record, stack_steps
 from estimators.coordinates import Coordinates
-from estimators.design import AffineModel
-from estimators.gaussian.kalman import SteadyState
+from estimators.design import DEFAULT_RATE, AffineModel, Design
 from estimators.networks.initialise import from_linear
 from estimators.networks.matrices import R2DNMatrices
 from estimators.networks.recurrent import check_sizes
 from estimators.networks.rollout import Recursion, rollout
 from estimators.networks.streaming import Stream
+from estimators.startup import Startup, StartupState
 from estimators.training import FitResult, fit
 from plants.angles import wrap
 from plants.arrays import as_tensor
@@ -38,8 +38,8 @@ class ObserverState(NamedTuple):
     held : torch.Tensor
         (..., noutputs), the last measurement of each channel used where a
         sample is missing; NaN before the first.
-    startup : float
-        Start-up signal: 1 at the start, fading by a constant factor a step.
+    startup : StartupState or None
+        Of the start-up signals; None where they have faded.
     matrices : Recursion
         The network, mapped once.
     stream : Stream or None
@@ -49,7 +49,7 @@ class ObserverState(NamedTuple):
     z: torch.Tensor
     predicted: torch.Tensor
     held: torch.Tensor
-    startup: float
+    startup: StartupState | None
     matrices: Recursion
     stream: Stream | None = None
 
@@ -57,19 +57,20 @@ class ObserverState(NamedTuple):
 class R2DNObserver:
     """Contracting observer xh_{k+1} = f_o(xh_k, u_k, y_k), trained on trajectories of the plant.
 
-    An R2DN whose input is (u, y) and a start-up signal that fades from 1 to 0, by which it can
-    correct more strongly at the start, as a Kalman filter does. Its state starts at the told
-    state (scaled) and is the observer's memory; two linear readouts of state, network signal and
+    An R2DN whose input is (u, y) and start-up signals that fade, by which it corrects more strongly at
+    the start, as a Kalman filter does (:mod:`estimators.startup`). Its state starts at the told state
+    (scaled) and is the observer's memory; two linear readouts of state, network signal and
     input give the filtered estimate of x_k and the predicted estimate of x_{k+1}, so neither is
     limited by the metric in which the state contracts. For every value of the parameters two
     runs on the same data approach each other at the contraction rate, in the certified metric.
-    The observer starts as the stationary Kalman filter of the best affine fit of the plant over the
-    data (mathematics.md, 6), and training improves on that.
+    The observer starts as the Kalman filter of the best affine fit of the plant over the
+    data (mathematics.md, 6), and training improves on that. On a linear plant that filter is the optimum.
 
     Missing measurements (NaN) are replaced by the channel's last value, before the first by its
     mean in the training data. A measured angle is brought within a turn, and the angle state
     follows its jumps between pi and -pi by a whole turn. Both depend on the measurements only (but
-    for the turn chosen at the first of them), so the certificate holds as it stands.
+    for the turn chosen at the first of them), as do the start-up signals but for their start, which they forget at the
+    pace of the affine filter; so the certificate holds as it stands.
 
     Parameters
     ----------
@@ -79,8 +80,8 @@ class R2DNObserver:
         Width of the signals around the network.
     hidden : sequence of int
         Widths of its hidden layers.
-    contraction_rate : float
-        Designed rate, in (0, 1].
+    contraction_rate : float, optional
+        Designed rate, in (0, 1]. Default: from the data, 0.99 or, for a slow plant, what its best gain needs.
     nstates : int, optional
         Size of the observer's state, at least the plant's, which is the default. More of it lets an observer track
         plants that none of their own size can in a constant metric (see :func:`estimators.check_plant`): the estimate
@@ -106,7 +107,7 @@ class R2DNObserver:
         *,
         nfeedback: int = 16,
         hidden: Sequence[int] = (48, 48),
-        contraction_rate: float = 0.99,
+        contraction_rate: float | None = None,
         nstates: int | None = None,
         activation: str = "relu",
         initialisation: str = "kalman",
@@ -127,14 +128,20 @@ class R2DNObserver:
             "activation": activation,
             "nstates": self.nstates,
         }
+        asked = DEFAULT_RATE if contraction_rate is None else contraction_rate
         self.network = observer_file.make_network(
-            model.ninputs, model.nstates, model.noutputs, self.settings, torch.Generator().manual_seed(self.seed)
+            model.ninputs,
+            model.nstates,
+            model.noutputs,
+            self.settings | {"contraction_rate": asked},
+            torch.Generator().manual_seed(self.seed),
         )
         self.coordinates: Coordinates | None = None
+        self.startup: Startup | None = None
 
     @property
     def contraction_rate(self) -> float:
-        """The designed rate."""
+        """The designed rate; before `initialise` has chosen one, the default."""
         return self.network.contraction_rate
 
     def initialise(self, dataset: xr.Dataset) -> None:
@@ -155,12 +162,13 @@ class R2DNObserver:
         validate(dataset, self.model, states=True)
         model = self.model
         self.coordinates = Coordinates.from_data(model, dataset)
-        affine, gains = self.linear_design(dataset)
-        self.coordinates.set_startup(affine.radius(gains))  # the start is forgotten at this pace
+        design = self.linear_design(dataset)
+        self.network.contraction_rate = self.settings["contraction_rate"] = design.contraction_rate
+        self.startup = Startup.of(design, self.start_cov(dataset))
         if self.initialisation == "random":
             return
-        K, L, nx = gains.filter_gain, gains.predictor_gain, model.nstates
-        silent = np.zeros((nx, 1))
+        affine, K, L, nx = design.affine, design.steady.filter_gain, design.steady.predictor_gain, model.nstates
+        silent = np.zeros((nx, self.startup.size))
         closed, into, offset = (
             affine.A - L @ affine.C,
             np.hstack([affine.B - L @ affine.D, L, silent]),
@@ -168,10 +176,12 @@ class R2DNObserver:
         )
         from_linear(self.network, *self._lifted(closed, into, offset))
         network = self.network
+        seen = np.vstack([np.hstack([-K @ affine.D, K, silent]), into])
+        seen[:, -nx:] = np.vstack([np.eye(nx), affine.A])  # what the time-varying filter adds to the stationary one
         with torch.no_grad():
             network.C2.zero_()
             network.C2[:, :nx].copy_(torch.from_numpy(np.vstack([np.eye(nx) - K @ affine.C, closed])))
-            network.D22.copy_(torch.from_numpy(np.vstack([np.hstack([-K @ affine.D, K, silent]), into])))
+            network.D22.copy_(torch.from_numpy(seen))
             network.by.copy_(torch.from_numpy(np.concatenate([-K @ affine.d, offset])))
             network.D21.zero_()
 
@@ -182,14 +192,15 @@ class R2DNObserver:
             return A, B, b
         rng = np.random.default_rng(self.seed)
         pace = self.contraction_rate * np.linspace(0.5, 0.95, extra)
-        into = (1 - pace)[:, None] * rng.standard_normal((extra, B.shape[1])) * (np.arange(B.shape[1]) < B.shape[1] - 1)
+        into = (1 - pace)[:, None] * rng.standard_normal((extra, B.shape[1]))
+        into[:, -self.startup.size :] = 0.0
         return scipy.linalg.block_diag(A, np.diag(pace)), np.vstack([B, into]), np.concatenate([b, np.zeros(extra)])
 
     def pad(self, z: torch.Tensor) -> torch.Tensor:
         """Widen (..., nstates of the plant) to the observer's states, with zeros."""
         return torch.nn.functional.pad(z, (0, self.nstates - z.shape[-1]))
 
-    def linear_design(self, dataset: xr.Dataset) -> tuple[AffineModel, SteadyState]:
+    def linear_design(self, dataset: xr.Dataset) -> Design:
         """Fit the best affine model of the plant over a dataset and find the gains that track best with it.
 
         The model is in the observer's coordinates.
@@ -200,9 +211,16 @@ class R2DNObserver:
         affine = AffineModel.fit(self.model, dataset, x, self.coordinates)
         z = self.coordinates.from_plant(x)
         sample = slice(None, None, max(1, len(x) // 64))
-        return affine, affine.gains(
-            self.contraction_rate, *(a[sample, :1000].transpose(0, 1).numpy() for a in (z, v[..., :-1]))
-        )
+        records = (a[sample, :1000].transpose(0, 1).numpy() for a in (z, v))
+        return affine.gains(self.settings["contraction_rate"], *records)
+
+    def start_cov(self, dataset: xr.Dataset) -> np.ndarray:
+        """Covariance of the start that a dataset tells, else that of its states, in the observer's coordinates."""
+        scale = self.coordinates.state_scale.numpy()
+        if "initial_cov" in dataset:
+            return dataset["initial_cov"].values / np.outer(scale, scale)
+        x, u, y = to_tensors(dataset)
+        return np.diag(self.coordinates.from_plant(self.coordinates.in_frame_of(x, u, y)).var(dim=(0, 1)).numpy())
 
     def fit(self, train: xr.Dataset, validation: xr.Dataset | None = None, **settings) -> FitResult:
         """Train on trajectories; see :func:`estimators.training.fit` for the settings."""
@@ -232,7 +250,8 @@ class R2DNObserver:
         x0 = wrap(as_tensor(x0, "x0", self.model.nstates), self.model.state_is_angle)
         held = torch.full((*x0.shape[:-1], self.model.noutputs), math.nan, dtype=torch.float64)
         z = self.coordinates.from_plant(x0)
-        return ObserverState(self.pad(z), z, held, 1.0, matrices, Stream(matrices) if z.ndim == 1 else None)
+        stream = Stream(matrices) if z.ndim == 1 else None
+        return ObserverState(self.pad(z), z, held, self.startup.init(z), matrices, stream)
 
     def step(self, state: ObserverState, u, y) -> tuple[ObserverState, Estimate]:
         """Use u and y of instant k.
@@ -264,24 +283,36 @@ class R2DNObserver:
             return self._step_alone(state, u.numpy(), y.numpy())
         lead = torch.broadcast_shapes(state.z.shape[:-1], u.shape[:-1], y.shape[:-1])
         u, y = u.expand(*lead, -1), y.expand(*lead, -1)
-        v, shift, held = self.coordinates.network_input(u[..., None, :], y[..., None, :], state.held, state.startup)
-        z, out = state.matrices.step(self._first_frame(state, u, y) + self.pad(shift[..., 0, :]), v[..., 0, :])
+        v, shift, held = self.coordinates.network_input(u[..., None, :], y[..., None, :], state.held)
+        z, v, shift = self._first_frame(state, u, y), v[..., 0, :], shift[..., 0, :]
+        signals, startup = self._startup(state, z, v[None], shift[None], torch.isnan(y)[None])
+        z, out = state.matrices.step(z + self.pad(shift), torch.cat([v, signals[0]], -1))
         nx = self.model.nstates
-        following = state._replace(z=z, predicted=out[..., nx:], held=held, startup=self._fade(state.startup))
+        following = state._replace(z=z, predicted=out[..., nx:], held=held, startup=startup)
         return following, Estimate(self.coordinates.to_plant(state.predicted), self.coordinates.to_plant(out[..., :nx]))
 
-    def _fade(self, startup):
-        return startup * float(self.coordinates.startup_decay)
+    def _startup(self, state, z, v, shift, missing):
+        """Start-up signals over a record, time first; where the frame of the start was chosen they follow."""
+        if state.startup is None:
+            return v.new_zeros(*v.shape[:-1], self.startup.size), None
+        turned = z[..., : self.model.nstates] - state.z[..., : self.model.nstates]
+        filters = state.startup._replace(
+            varying=state.startup.varying + turned, stationary=state.startup.stationary + turned
+        )
+        return self.startup.signals(filters, v, shift, missing)
 
     def _step_alone(self, state, u, y):
         """`step` of one trajectory, the same numbers in a fraction of the time."""
         coordinates, nx = self.coordinates, self.model.nstates
-        v, shift, held = coordinates.network_sample(u, y, state.held.numpy(), state.startup)
-        z = state.z.numpy()
+        v, shift, held = coordinates.network_sample(u, y, state.held.numpy())
+        z, startup = state.z.numpy(), state.startup
+        signals = np.zeros(self.startup.size)
+        if startup is not None:
+            signals, startup = self.startup.sample(startup, v, shift, np.isnan(y))
         if coordinates.follows_turns:
             z = z.copy()
             z[:nx] += shift
-        z, out = state.stream.step(z, v)
+        z, out = state.stream.step(z, np.concatenate([v, signals]))
         z, predicted, held, before, filtered = map(
             torch.from_numpy,
             (
@@ -292,28 +323,51 @@ class R2DNObserver:
                 coordinates.sample_to_plant(out[:nx]),
             ),
         )
-        following = state._replace(z=z, predicted=predicted, held=held, startup=self._fade(state.startup))
+        following = state._replace(z=z, predicted=predicted, held=held, startup=startup)
         return following, Estimate(before, filtered)
+
+    def settled_input(self, u: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Network input, (..., time, size), and turns of the state for records, the start-up signals having faded."""
+        v, shift, _ = self.coordinates.network_input(u, y)
+        return torch.nn.functional.pad(v, (0, self.startup.size)), shift
 
     def estimate_sequence(self, state: ObserverState, u: torch.Tensor, y: torch.Tensor) -> Estimate:
         """Estimate a record: u (..., time, ninputs), y (..., time, noutputs), one rollout."""
         u, y = check_record(self.model, u, y)
         lead = torch.broadcast_shapes(state.z.shape[:-1], y.shape[:-2])
         u, y = u.expand(*lead, -1, -1), y.expand(*lead, -1, -1)
-        v, shift, _ = self.coordinates.network_input(u, y, state.held, state.startup)
-        steps, nx, shift = v.shape[-2], self.model.nstates, self.pad(shift)
+        if bool((self.coordinates.carried.any(1) & torch.isnan(state.held) & torch.isnan(y[..., 0, :])).any()):
+            # the turn is chosen at the first measurement, which is not the first sample
+            return stack_steps(lambda now, k: self.step(now, u[..., k, :], y[..., k, :]), state, y.shape[-2])
+        v, shift, _ = self.coordinates.network_input(u, y, state.held)
+        steps, nx = v.shape[-2], self.model.nstates
 
         def time_first(a):
             return a.reshape(lead.numel(), steps, -1).transpose(0, 1).contiguous()
 
-        z = self._first_frame(state, u[..., 0, :], y[..., 0, :]) + shift[..., 0, :]
+        z = self._first_frame(state, u[..., 0, :], y[..., 0, :])
         with torch.no_grad():
-            following = torch.cat([time_first(shift)[1:], shift.new_zeros(1, lead.numel(), self.nstates)])
             z = z.expand(*lead, -1).reshape(lead.numel(), -1)
-            _, out = rollout(state.matrices, z, time_first(v), following, states=False)
+            v, shift, missing = time_first(v), time_first(shift), time_first(torch.isnan(y))
+            signals, _ = self._startup(self._flat(state, lead), z, v, shift, missing)
+            shift = self.pad(shift)
+            following = torch.cat([shift[1:], torch.zeros_like(shift[:1])])
+            v = torch.cat([v, signals], -1)
+            _, out = rollout(state.matrices, z + shift[0], v, following, states=False)
         out = out.transpose(0, 1).reshape(*lead, steps, 2 * nx)
         predicted = torch.cat([state.predicted.expand(*lead, nx)[..., None, :], out[..., :-1, nx:]], dim=-2)
         return Estimate(self.coordinates.to_plant(predicted), self.coordinates.to_plant(out[..., :nx]))
+
+    def _flat(self, state, lead):
+        """State with one batch dimension, as far as the start-up needs it."""
+
+        def flat(part):
+            return part.expand(*lead, -1).reshape(lead.numel(), -1)
+
+        startup = state.startup
+        if startup is not None:
+            startup = StartupState(startup.step, flat(startup.varying), flat(startup.stationary))
+        return state._replace(z=flat(state.z), startup=startup)
 
     def _first_frame(self, state, u, y):
         """Before the first measurement the state's turn is free: choose that of the measured angle."""
@@ -347,7 +401,8 @@ class R2DNObserver:
         """
         self._require_data()
         settings = self.settings | {"initialisation": self.initialisation, "seed": self.seed}
-        observer_file.write(path, self.network, self.coordinates.tensors(), settings, self.model)
+        tensors = self.coordinates.tensors(), self.startup.matrices
+        observer_file.write(path, self.network, *tensors, settings, self.model)
 
     @classmethod
     def load(cls, path, model: StateSpaceModel) -> "R2DNObserver":
@@ -388,4 +443,5 @@ class R2DNObserver:
                 )
         observer = cls(model, **found.settings)
         observer.network, observer.coordinates = found.network, Coordinates(model, **found.coordinates)
+        observer.startup = Startup(**found.startup)
         return observer

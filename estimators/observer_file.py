@@ -4,11 +4,12 @@ from typing import NamedTuple
 
 import torch
 
+from estimators.coordinates import SCALES
 from estimators.files import load_safetensors, save_safetensors
 from estimators.networks.r2dn import R2DN
+from estimators.startup import MATRICES
 
-FORMAT = "contracting-observers R2DNObserver 1"
-COORDINATES = ("state_centre", "state_scale", "input_centre", "input_scale", "startup_decay")
+FORMAT = "contracting-observers R2DNObserver 2"
 
 
 class ObserverFile(NamedTuple):
@@ -20,6 +21,8 @@ class ObserverFile(NamedTuple):
         With its parameters.
     coordinates : dict
         Name to float64 tensor, as :class:`estimators.coordinates.Coordinates` takes them.
+    startup : dict
+        Name to float64 tensor, as :class:`estimators.startup.Startup` takes them.
     settings : dict
         Arguments of R2DNObserver.
     plant : dict
@@ -28,16 +31,18 @@ class ObserverFile(NamedTuple):
 
     network: R2DN
     coordinates: dict[str, torch.Tensor]
+    startup: dict[str, torch.Tensor]
     settings: dict
     plant: dict
 
 
 def make_network(ninputs: int, nstates: int, noutputs: int, settings: dict, generator=None) -> R2DN:
-    """Network of an observer of a plant of these sizes: sees (u, y, start-up signal), gives two estimates."""
-    return R2DN(ninputs + noutputs + 1, noutputs=2 * nstates, generator=generator, **{"nstates": nstates} | settings)
+    """Network of an observer of a plant of these sizes: sees (u, y, start-up signals), gives two estimates."""
+    seen = ninputs + noutputs + 1 + nstates
+    return R2DN(seen, noutputs=2 * nstates, generator=generator, **{"nstates": nstates} | settings)
 
 
-def write(path, network: R2DN, coordinates: dict, settings: dict, model) -> None:
+def write(path, network: R2DN, coordinates: dict, startup: dict, settings: dict, model) -> None:
     """Write a file, atomically.
 
     Parameters
@@ -46,8 +51,8 @@ def write(path, network: R2DN, coordinates: dict, settings: dict, model) -> None
         Where.
     network : R2DN
         Of the observer.
-    coordinates : dict
-        Its tensors by name.
+    coordinates, startup : dict
+        Their tensors by name.
     settings : dict
         Arguments of R2DNObserver, ``initialisation`` and ``seed`` among them.
     model : StateSpaceModel
@@ -55,6 +60,7 @@ def write(path, network: R2DN, coordinates: dict, settings: dict, model) -> None
     """
     tensors = {f"network.{k}": v.detach().contiguous() for k, v in network.state_dict().items()}
     tensors |= {f"coordinates.{k}": v for k, v in coordinates.items()}
+    tensors |= {f"startup.{k}": v for k, v in startup.items()}
     plant = {"name": model.name, "dt": model.dt}
     plant |= {what: getattr(model, f"{what[:-1]}_labels") for what in ("states", "inputs", "outputs")}
     save_safetensors(path, tensors, {"format": FORMAT, "settings": settings, "plant": plant})
@@ -70,16 +76,21 @@ def read(path) -> ObserverFile:
         sizes = len(plant["inputs"]), len(plant["states"]), len(plant["outputs"])
         network = make_network(*sizes, own)
         network.load_state_dict(_part(tensors, "network."))
-        coordinates = _part(tensors, "coordinates.")
-        shapes = (sizes[1:2], sizes[1:2], (sizes[0] + sizes[2],), (sizes[0] + sizes[2],), ())
-        for name, shape in zip(COORDINATES, shapes, strict=True):
-            if coordinates[name].shape != shape or coordinates[name].dtype != torch.float64:
-                raise ValueError(f"{name} has shape {tuple(coordinates[name].shape)}, needs {tuple(shape)} of float64")
+        coordinates, startup = _part(tensors, "coordinates."), _part(tensors, "startup.")
+        nu, nx, ny = sizes
+        shapes = dict(zip(SCALES, ((nx,), (nx,), (nu + ny,), (nu + ny,)), strict=True))
+        of_startup = ((nx, nx), (nx, nu), (nx,), (ny, nx), (ny, nu), (ny,), (nx, ny), (nx, nx), (ny, ny), (nx, nx), ())
+        for group, expected in ((coordinates, shapes), (startup, dict(zip(MATRICES, of_startup, strict=True)))):
+            for name, shape in expected.items():
+                if group[name].shape != shape or group[name].dtype != torch.float64:
+                    raise ValueError(f"{name} has shape {tuple(group[name].shape)}, needs {shape} of float64")
+                if not bool(torch.isfinite(group[name]).all()):
+                    raise ValueError(f"{name} holds values that are not finite")
         if not all(bool((coordinates[name] > 0).all()) for name in ("state_scale", "input_scale")):
             raise ValueError("a scale is not positive")
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-    return ObserverFile(network, coordinates, settings, plant)
+    return ObserverFile(network, coordinates, startup, settings, plant)
 
 
 def _part(tensors, prefix):

@@ -21,6 +21,7 @@ from estimators.certificates.result import Certificate
 from estimators.design import noise_of
 from estimators.gaussian import ExtendedKalmanFilter, UnscentedKalmanFilter
 from estimators.observer import R2DNObserver
+from estimators.startup import Startup
 from estimators.training import FitResult
 from plants import SCENARIOS, Scenario, scenario
 from plants.model import StateSpaceModel, discretize
@@ -307,7 +308,8 @@ def certify_model(
     say(f"{path}: observer of {file.plant['name']!r}, {file.network.nstates} states, dt = {file.plant['dt']:g}")
     if plant is None:
         with torch.no_grad():
-            return certify_parts(file.network.explicit(), file.coordinates, file.plant), None
+            startup = Startup(**file.startup)
+            return certify_parts(file.network.explicit(), file.coordinates, startup, file.plant), None
     system = find_plant(plant)
     if dt is None and not isinstance(system, Scenario) and system.dt == 0:
         dt = file.plant["dt"]

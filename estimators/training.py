@@ -170,9 +170,10 @@ class _Records:
         x, u, y = to_tensors(dataset)
         coordinates = observer.coordinates
         v, shift, _ = coordinates.network_input(u, y)
+        missing = torch.isnan(y).transpose(0, 1).contiguous()
+        self.missing = missing if bool(missing.any()) else None
         x = coordinates.in_frame_of(x, u, y)
         self.z = coordinates.from_plant(x).transpose(0, 1).to(dtype).contiguous()
-        self.startup = v[0, :, -1].to(dtype).contiguous()
         self.v = v.transpose(0, 1).to(dtype).contiguous()
         # the turn a state takes on its way to sample k + 1
         self.shift = (
@@ -195,16 +196,11 @@ class _Training:
         self.train, self.validation = (_Records(observer, data, self.dtype) for data in (train, validation))
         self.horizon = min(horizon, self.train.steps - 1)
         self.rng = np.random.default_rng(seed)
-        scale = observer.coordinates.state_scale.numpy()
-        P0 = (
-            train["initial_cov"].values / np.outer(scale, scale)
-            if "initial_cov" in train
-            else np.diag(self.train.z.double().var(dim=(0, 1)).numpy())
-        )
+        P0 = observer.start_cov(train)
         self.start_factor = torch.from_numpy(covariance_factor(P0)).to(self.dtype)
         longest = max(self.horizon, self.validation.steps - 1)
-        affine, gains = observer.linear_design(train)
-        predicted, filtered, stationary = affine.expected_errors(gains, P0, longest)
+        design = observer.linear_design(train)
+        predicted, filtered, stationary = design.affine.expected_errors(design.steady, P0, longest)
         self.predicted_weight, self.filtered_weight = (
             torch.from_numpy(1 / v).to(self.dtype)[:, None] for v in (predicted, filtered)
         )
@@ -225,7 +221,7 @@ class _Training:
         return torch.from_numpy(self.rng.standard_normal(shape)).to(self.dtype)
 
     def windows(self):
-        """Draw windows: start (batch, nx), states (horizon + 1, batch, nx), inputs and shifts (horizon, batch, ...)."""
+        """Draw windows: start (batch, nx), states (horizon + 1, batch, nx); inputs, shifts, gaps (horizon, ...)."""
         data = self.train
         which = torch.from_numpy(self.rng.integers(data.count, size=self.batch))
         first = self.rng.integers(data.steps - self.horizon, size=self.batch)
@@ -234,16 +230,20 @@ class _Training:
             first[at_start] = 0
         index = torch.from_numpy(first)[None] + torch.arange(self.horizon + 1)[:, None]
         z, v = data.z[index, which], data.v[index[:-1], which]
-        v[..., -1] = data.startup[: self.horizon, None]  # every window is a start of its own
         shift = None if data.shift is None else data.shift[index[:-1], which]
         start = z[0] + self.normal(self.batch, z.shape[-1]) @ self.start_factor.T
         if data.told is not None:
             start = torch.where(torch.from_numpy(at_start)[:, None], data.told, start)
-        return start, z, v, shift
+        return start, z, v, shift, None if data.missing is None else data.missing[index[:-1], which]
 
-    def rollout_loss(self, start, z, v, shift):
+    def rollout_loss(self, start, z, v, shift, missing):
         nx, steps = z.shape[-1], len(v)
-        pad = self.observer.pad
+        pad, startup = self.observer.pad, self.observer.startup
+        # the turn before a sample is the one after the sample before
+        before = None if shift is None else torch.cat([torch.zeros_like(shift[:1]), shift[:-1]])
+        v = torch.cat(
+            [v, startup.signals(startup.init(start), v, before, missing)[0]], -1
+        )  # every window is a start of its own
         states, out = rollout(
             self.network.collapsed(), pad(start), v, None if shift is None else pad(shift), states=True
         )
@@ -266,8 +266,9 @@ class _Training:
         spread = torch.from_numpy(np.exp(self.rng.uniform(-0.7, 1.1, (size, 1)))).to(self.dtype)
         now = data.z[when, which]
         start = now + spread * (self.normal(size, now.shape[1]) @ self.one_step_factor.T)
-        v = data.v[when, which]
-        v[:, -1] = 0.0  # errors of the stationary size
+        v = torch.nn.functional.pad(
+            data.v[when, which], (0, self.observer.startup.size)
+        )  # errors of the stationary size
         state, out = self.network.collapsed().step(self.observer.pad(start), v)
         after, nx = data.z[when + 1, which], now.shape[1]
         state = state[:, :nx]
@@ -292,7 +293,8 @@ class _Training:
         else:
             start = data.told.expand(data.count, -1)
         with torch.no_grad():
-            return self.rollout_loss(start, data.z, data.v[:-1], None if data.shift is None else data.shift[:-1]).item()
+            records = (None if part is None else part[:-1] for part in (data.v, data.shift, data.missing))
+            return self.rollout_loss(start, data.z, *records).item()
 
     def run(self, updates, one_step_updates, learning_rate, patience, checkpoint, resume, progress):
         learning_rate = self.learning_rate if learning_rate is None else learning_rate

@@ -76,6 +76,7 @@ ORDER = [
     "estimators.certificates.metric_search",
     "estimators.coordinates",
     "estimators.design",
+    "estimators.startup",
     "estimators.training",
     "estimators.observer_file",
     "estimators.observer",

@@ -43,7 +43,7 @@ def worst_errors(tracker: Tracker, observer, model, dataset: xr.Dataset, noise: 
     else:
         x = coordinates.in_frame_of(x, u, y)
         matrices, scaled = observer.explicit().collapse(), coordinates.from_plant(x)
-        v, _, _ = coordinates.network_input(u, y)
+        v, _ = observer.settled_input(u, y)
     v, truth = v.transpose(0, 1).contiguous(), scaled.transpose(0, 1)
     start = torch.nn.functional.pad(scaled[:, 0], (0, len(matrices.M) - n))
     steady = slice(-max(1, len(v) // 4), None)

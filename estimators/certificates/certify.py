@@ -28,6 +28,7 @@ from estimators.networks.matrices import R2DNMatrices
 from estimators.networks.recurrent import Recurrent
 from estimators.networks.ren import RENMatrices
 from estimators.observer import R2DNObserver
+from estimators.startup import Startup
 from plants.schema import to_tensors, validate
 
 MOST_GAINS = 64
@@ -169,7 +170,7 @@ def _in_units(P, scale):
     return P / (scale * np.reshape(scale, (-1, 1)))
 
 
-def certify_parts(matrices: R2DNMatrices, coordinates: dict, plant: dict) -> Certificate:
+def certify_parts(matrices: R2DNMatrices, coordinates: dict, startup: Startup, plant: dict) -> Certificate:
     """Certify an observer given by its matrices, as read from a file without its plant.
 
     Parameters
@@ -178,6 +179,8 @@ def certify_parts(matrices: R2DNMatrices, coordinates: dict, plant: dict) -> Cer
         In the observer's coordinates.
     coordinates, plant : dict
         As in :class:`estimators.observer_file.ObserverFile`.
+    startup : Startup
+        Its start-up signals.
     """
     found, table = certify_matrices(matrices), None
     scale = np.ones(len(matrices.A))
@@ -194,6 +197,10 @@ def certify_parts(matrices: R2DNMatrices, coordinates: dict, plant: dict) -> Cer
             np.concatenate([own, own]),
             coordinates["input_scale"].numpy(),
         )
+    found.evidence["holds"] = (
+        f"for runs with the same start-up signals: from step {startup.length} on always, before that for the same told "
+        f"start; they forget it at {startup.radius:.4f} a step"
+    )
     metric = _in_units(found.metric, scale)
     return replace(found, metric=metric, gains=table)
 
@@ -201,7 +208,7 @@ def certify_parts(matrices: R2DNMatrices, coordinates: dict, plant: dict) -> Cer
 def _observer(observer):
     model = observer.model
     plant = {"states": model.state_labels, "inputs": model.input_labels, "outputs": model.output_labels}
-    found = certify_parts(observer.explicit(), observer.coordinates.tensors(), plant)
+    found = certify_parts(observer.explicit(), observer.coordinates.tensors(), observer.startup, plant)
     if observer.coordinates.follows_turns:
         found.evidence["gains hold"] = "while no measured angle passes half a turn, where its frame changes"
     return found
@@ -327,5 +334,5 @@ def correctness_residual(observer: R2DNObserver | NetworkObserver, dataset: xr.D
     if isinstance(observer, NetworkObserver):
         predicted = observer.step(state, u, y)[0].x
     else:
-        predicted = observer.coordinates.to_plant(observer.step(state._replace(startup=0.0), u, y)[0].predicted)
+        predicted = observer.coordinates.to_plant(observer.step(state._replace(startup=None), u, y)[0].predicted)
     return np.sqrt(np.mean(np.square(errors(observer.model, predicted, observer.model.step(x, u))), axis=0))

@@ -110,7 +110,7 @@ def certify_error(
     approaches that one by the certificate. So with s_i(t) the first, of which a quantile over trajectories is
     taken (split conformal prediction: half of them give its shape in time, half its size), and e the start error,
 
-        |x_hat_i(t) - x_i(t)| <= s_i(t) + min over proved (rate, P) of rho_i(P) rate^t |e|_P,
+        |x_hat_i(t) - x_i(t)| <= s_i(t) + min over proved (rate, P) of rho_i(P) rate^t |e|_P + (start-up signals),
 
     for a fresh trajectory of the same kind with the stated probability at all times together, whatever the start.
 
@@ -204,7 +204,8 @@ def _from_trajectories(tracker, observer, model, dataset, start, probability):
     scores = (found[:, count - half :] / shape[:, None]).max((0, 2, 3))
     box = turned_start(observer, start, x, u, y, scores, rank)
     size = float(np.sort(scores)[rank - 1])
-    decay, rates = _forgetting(tracker, box, dataset.sizes["time"])
+    missing = np.isnan(dataset["y"].values)
+    decay, rates = _forgetting(tracker, box, dataset.sizes["time"], missing if missing.any() else None)
     tube = size * shape + decay
     largest = found[..., -max(1, found.shape[2] // 4) :, :].max((1, 2))
     bound = _labelled(tube, tracker.kinds, dataset, model)
@@ -235,7 +236,7 @@ def _errors(observer, dataset, x0, model=None):
     return np.stack([errors(model or observer.model, e, x) for e in found])
 
 
-def _forgetting(tracker, start, steps):
+def _forgetting(tracker, start, steps, missing=None):
     """Bound on the difference that a wrong start makes, (kind, time, state), and the rates used."""
     loop, n = tracker.loop, len(tracker.state_scale)
     least, _ = fastest(loop, tracker.metric, tracker.rate)
@@ -251,21 +252,26 @@ def _forgetting(tracker, start, steps):
     vertices = np.array(list(corners((-1, 1), repeat=n))) if n <= 12 else None
     box = np.zeros(len(loop.A))
     box[:n] = start / tracker.state_scale
+    signals = None
+    if tracker.startup is not None:  # they differ too, by what the start differs
+        signals = tracker.startup.forgetting(steps, missing) @ box[:n]
     for rate, here in proved:
         if vertices is not None:
             places = vertices * box[:n]
             distance = math.sqrt(max(np.einsum("ki,ij,kj->k", places, here.P[:n, :n], places).max(), 0.0))
         else:  # the box lies in the sum of its axes
             distance = float((np.sqrt(np.diag(here.P)) * box).sum())
+        apart, seen = distance * rate**times, np.zeros((len(tracker.kinds), steps, n))
+        if signals is not None:
+            moved, seen = tracker.startup_effect(here.P, signals)
+            for t in times[1:]:
+                apart[t] = rate * apart[t - 1] + moved[t - 1]
         for k, kind in enumerate(tracker.kinds):
             for i in range(n):
-                size = readout_bound(tracker, here, kind, i) * tracker.state_scale[i] * distance * (1 + 1e-9)
-                late = times - 1 if kind == "predicted" else times
-                value = size * rate ** np.maximum(late, 0)
-                if kind == "predicted":
-                    value[0] = (
-                        box[i] * tracker.state_scale[i]
-                    )  # before the first measurement the estimate is the start itself
+                size = readout_bound(tracker, here, kind, i) * (1 + 1e-9)
+                value = tracker.state_scale[i] * (size * apart + seen[k, :, i])
+                if kind == "predicted":  # about the next instant; before the first measurement it is the start itself
+                    value = np.concatenate([tracker.state_scale[i] * box[i : i + 1], value[:-1]])
                 best[k, :, i] = np.minimum(best[k, :, i], value)
     return best, (least, max(rate for rate, _ in proved))
 

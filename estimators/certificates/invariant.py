@@ -340,7 +340,7 @@ def _over_time(tracker, found, estimate, start, residuals, count, along):
     The distance to pi(x) shrinks from the start's towards the invariant set; what a residual exceeds the ellipsoid's
     box by is added where it occurs.
     """
-    loop, n = tracker.loop, len(tracker.state_scale)
+    n = len(tracker.state_scale)
     kind, i = estimate
     k = tracker.kinds.index(kind)
     deviation = np.sqrt(np.diag(found.P))
@@ -358,24 +358,18 @@ def _over_time(tracker, found, estimate, start, residuals, count, along):
     else:
         added, readout = np.zeros((1, count)), np.full((1, count), residuals.readout[k, ..., i].max())
         distance = np.array([first + residuals.place.max(0) @ deviation])
-    jump = seen = 0.0
+    jump = seen = np.zeros(count)
     if tracker.startup is not None:
-        # the start-up signal s enters as B2 s, and through the network, whose slope is bounded
-        b, d = loop.B2[:, -1], loop.slope * float(np.linalg.norm(loop.D12[:, -1]))
-        jump = float(np.linalg.norm(root @ b) + np.linalg.norm(root @ loop.B1, 2) * d)
-        row = tracker.rows(kind, i)
-        seen = float(abs(row[2][-1]) + np.linalg.norm(row[1]) * d)
-    fading = np.power(tracker.startup or 0.0, np.arange(count))
+        jump, seen = tracker.startup_effect(found.P, tracker.startup.largest(count))
+        seen = seen[k, :, i]
     widths = np.empty((len(distance), count))
     for t in range(count):
-        now = np.sqrt(distance**2 + found.noise) + readout[:, t] + seen * fading[t]
+        now = np.sqrt(distance**2 + found.noise) + readout[:, t] + seen[t]
         if kind == "filtered":
             widths[:, t] = now
         else:  # what is said at t is about t + 1; before the first measurement the estimate is the start
             widths[:, t] = widths[:, t] if t else box[i]
             if t + 1 < count:
                 widths[:, t + 1] = now
-        distance = (
-            np.sqrt(found.rate**2 * distance**2 + (1 - found.rate**2) * found.level) + jump * fading[t] + added[:, t]
-        )
+        distance = np.sqrt(found.rate**2 * distance**2 + (1 - found.rate**2) * found.level) + jump[t] + added[:, t]
     return widths

@@ -134,7 +134,7 @@ def measure(tracker, observer, model, embedding, x, u, drawn, bounds) -> Residua
         following = state.mean
         out = following if estimate.filtered is None else torch.cat([estimate.filtered, following], -1)
     else:
-        v, _, _ = coordinates.network_input(u[..., None, :], y[..., None, :], startup=0.0)
+        v, _ = observer.settled_input(u[..., None, :], y[..., None, :])
         following, out = observer.explicit().collapse().step(z, v[..., 0, :])
     moved, calm = embedding(after + drawn), embedding(after)
     active, columns = bounds > 0, np.zeros((z.shape[-1], n))

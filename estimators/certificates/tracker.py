@@ -14,6 +14,7 @@ from estimators.coordinates import Coordinates
 from estimators.luenberger import LuenbergerObserver
 from estimators.networks.rollout import rollout
 from estimators.observer import R2DNObserver
+from estimators.startup import Startup
 from plants.angles import wrap
 from plants.model import StateSpaceModel
 
@@ -27,7 +28,7 @@ class Tracker(NamedTuple):
     Attributes
     ----------
     loop : Loop
-        Inputs (u, y), and a start-up signal where there is one; outputs the filtered estimate, where there is one, then
+        Inputs (u, y), and start-up signals where there are any; outputs the filtered estimate, where there is one, then
         the predicted of the next instant.
     metric : numpy.ndarray
         A proved metric, (nz, nz).
@@ -39,8 +40,8 @@ class Tracker(NamedTuple):
         (nstates,), (noutputs,): coordinates to the plant's units.
     noise_columns : list of int
         Where the measurements are among the loop's inputs.
-    startup : float or None
-        Factor by which the start-up signal, the last input, fades.
+    startup : Startup or None
+        Where the last inputs come from.
     """
 
     loop: Loop
@@ -50,7 +51,7 @@ class Tracker(NamedTuple):
     state_scale: np.ndarray
     output_scale: np.ndarray
     noise_columns: list[int]
-    startup: float | None
+    startup: Startup | None
 
     @classmethod
     def of(cls, observer) -> "Tracker":
@@ -61,7 +62,7 @@ class Tracker(NamedTuple):
             loop, P, kinds = Loop.of(matrices), certificate.metric, KINDS
             nu = observer.model.ninputs
             scales = coordinates.state_scale.numpy(), coordinates.input_scale.numpy()[nu:]
-            startup = float(coordinates.startup_decay)
+            startup = observer.startup
         elif isinstance(observer, LuenbergerObserver):
             certificate, loop, P = linear_start(observer)
             model = observer.model
@@ -85,6 +86,40 @@ class Tracker(NamedTuple):
         """Row of an estimate by x, w and the loop's inputs."""
         i = self.kinds.index(kind) * len(self.state_scale) + state
         return self.loop.C2[i], self.loop.D21[i], self.loop.D22[i]
+
+    def startup_effect(self, P: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Bound what start-up signals, the last inputs, do within given sizes.
+
+        They enter the state as B2 s and the readouts as D22 s, and both through the network, whose slope is bounded.
+
+        Parameters
+        ----------
+        P : numpy.ndarray
+            Metric of the state.
+        sizes : numpy.ndarray
+            (time, signals), largest absolute values.
+
+        Returns
+        -------
+        moved : numpy.ndarray
+            (time,), change of the next state in the metric.
+        seen : numpy.ndarray
+            (kind, time, state), change of the estimates of the instant, scaled.
+        """
+        loop, root = self.loop, np.linalg.cholesky(P).T
+        B, D, N = (m[:, -sizes.shape[1] :] for m in (loop.B2, loop.D12, loop.D22))
+        through = loop.slope * _over_boxes(D, sizes)
+        moved = _over_boxes(root @ B, sizes) + np.linalg.norm(root @ loop.B1, 2) * through
+        seen = sizes @ np.abs(N).T + through[:, None] * np.linalg.norm(loop.D21, axis=1)
+        return moved, seen.reshape(len(sizes), len(self.kinds), -1).transpose(1, 0, 2)
+
+
+def _over_boxes(M, sizes):
+    """Largest norm of M s over boxes of s with these half-widths, (time,); above 12 signals the sum of their norms."""
+    if sizes.shape[1] > 12:
+        return sizes @ np.linalg.norm(M, axis=0)
+    signs = np.array(list(corners((-1.0, 1.0), repeat=sizes.shape[1])))
+    return np.array([np.linalg.norm((signs * box) @ M.T, axis=1).max() for box in sizes])
 
 
 class Embedding(NamedTuple):
@@ -143,7 +178,7 @@ def embeddings(observer, x: torch.Tensor, u: torch.Tensor, highest: int) -> list
     coordinates, matrices, y = observer.coordinates, observer.explicit().collapse(), observer.model.output(x, u)
     size, n, settled = len(matrices.M), x.shape[-1], x.shape[1] // 3
     scaled = coordinates.from_plant(coordinates.in_frame_of(x, u, y))
-    v, shift, _ = coordinates.network_input(u, y, startup=0.0)
+    v, shift = observer.settled_input(u, y)
     start, shift = (torch.nn.functional.pad(a, (0, size - n)) for a in (scaled[:, 0], shift.transpose(0, 1)))
     shift = torch.cat([shift[1:], torch.zeros_like(shift[:1])]).contiguous()
     with torch.no_grad():

@@ -107,23 +107,37 @@ def test_whole_turns_of_the_angle_make_no_difference(trained_pair):
     torch.testing.assert_close(one.predicted, two.predicted, rtol=0, atol=1e-9)
 
 
-def test_two_starts_approach_each_other_at_the_certified_rate(trained_pair):
-    observer, data = trained_pair
-    certificate = est.certify(observer)
+def runs_of_two_starts(observer, data, settled):
+    """Distances in the certified metric of two runs on the same data, (time, trajectory)."""
+    metric = torch.from_numpy(est.certify(observer).metric)
     _, u, y = plants.to_tensors(data)
     y = y.clamp(-2.5, 2.5)  # no turns: the first measurement may choose another turn for either start
     rng = np.random.default_rng(0)
     one, two = (observer.init(rng.normal(size=(len(y), 2))) for _ in range(2))
-    scale = observer.coordinates.state_scale
-
-    def distance():
-        e = (one.z - two.z) * scale
-        return torch.einsum("bi,ij,bj->b", e, torch.from_numpy(certificate.metric), e).sqrt()
-
-    start = distance()
-    for k in range(40):
+    if settled:
+        one, two = (state._replace(startup=None) for state in (one, two))
+    distances = []
+    for k in range(u.shape[1]):
+        e = (one.z - two.z) * observer.coordinates.state_scale
+        distances.append(torch.einsum("bi,ij,bj->b", e, metric, e).sqrt())
         one, two = observer.step(one, u[:, k], y[:, k])[0], observer.step(two, u[:, k], y[:, k])[0]
-        assert bool((distance() <= certificate.bound ** (k + 1) * start * (1 + 1e-9)).all())
+    return torch.stack(distances)
+
+
+def test_two_starts_approach_each_other_at_the_certified_rate_when_the_start_up_is_over(trained_pair):
+    observer, data = trained_pair
+    found, rate = runs_of_two_starts(observer, data, settled=True), est.certify(observer).bound
+    assert bool((found[1:] <= rate * found[:-1] * (1 + 1e-9)).all())
+
+
+def test_start_up_ends_and_contraction_step_by_step_sets_in(trained_pair):
+    observer, data = trained_pair
+    found, rate = runs_of_two_starts(observer, data, settled=False), est.certify(observer).bound
+    over = observer.startup.length
+    assert 5 < over < 90
+    # rounding of two runs that are 1e-12 of their start apart
+    assert bool((found[over + 1 :] <= rate * found[over:-1] * (1 + 1e-9) + 1e-12 * found[0]).all())
+    assert bool((found[over] < 0.02 * found[0]).all())
 
 
 def test_training_improves_on_the_linear_start(setting):
@@ -139,10 +153,10 @@ def test_training_is_reproducible_by_its_seed(setting, data):
     results = []
     for seed in (0, 0, 1):
         observer = est.R2DNObserver(setting.model, **SMALL)
-        observer.fit(data, seed=seed, **{**SHORT, "updates": 60})
-        results.append(parameters(observer))
-    assert torch.equal(results[0], results[1])
-    assert not torch.equal(results[0], results[2])
+        history = observer.fit(data, seed=seed, **{**SHORT, "updates": 60})
+        results.append((parameters(observer), history.train_loss))
+    assert torch.equal(results[0][0], results[1][0])
+    assert results[0][1] == results[1][1] != results[2][1]
 
 
 def test_units_do_not_matter(setting, data):

@@ -32,13 +32,14 @@ def wrong_starts(data, start_error, seed):
 
 
 def test_fresh_trajectories_stay_inside_as_often_as_promised(tracked):
-    observer, _, bound = tracked
+    observer, data, bound = tracked
     fresh = plants.scenario("pendulum").simulate(1000, 80, seed=21)
     outside = bound.violations(observer, fresh, wrong_starts(fresh, bound.evidence["start_error"], 0))
     # 10 % are allowed; 150 calibration trajectories leave the true share a standard deviation of 2.4 %
     assert outside.mean() <= 0.10 + 3 * 0.026
-    from_truth = bound.violations(observer, fresh, fresh["x"].values[:, 0])
-    assert 0.01 < from_truth.mean() <= 0.10 + 3 * 0.026  # nor is the tube much wider than it has to be
+    known = est.certify_error(observer, observer.model, data, probability=0.9, start_error=[0.0, 0.0])
+    from_truth = known.violations(observer, fresh, fresh["x"].values[:, 0])
+    assert 0.10 - 3 * 0.026 < from_truth.mean() <= 0.10 + 3 * 0.026  # nor is the tube wider than it has to be
 
 
 def test_what_a_start_adds_dies_at_a_certified_rate(tracked):
@@ -50,7 +51,8 @@ def test_what_a_start_adds_dies_at_a_certified_rate(tracked):
         for e in ([0.0, 0.0], [0.5, 1.0], [1.0, 2.0])
     )
     added = (near - exact).values
-    assert (added > 0).all() and (np.diff(added, axis=0) < 0).all()
+    # start-up signals come in too, and are gone before this
+    assert (added > 0).all() and (np.diff(added[20:], axis=0) < 0).all()
     assert (added[40:] / added[:-40] <= est.certify(observer).bound ** 40 * 1.5).all()
     np.testing.assert_allclose((twice - exact).values, 2 * added, rtol=1e-9)
 
