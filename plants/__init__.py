@@ -3,12 +3,21 @@
 from plants import signals
 from plants.arrays import array_namespace
 from plants.catalog import SCENARIOS, Scenario, scenario
+from plants.catalog.bicycle import bicycle
+from plants.catalog.bioreactor import bioreactor
+from plants.catalog.duffing import duffing
+from plants.catalog.falling_body import falling_body
+from plants.catalog.growth_model import growth_model
+from plants.catalog.loitering_target import loitering_target
+from plants.catalog.lorenz63 import lorenz63
 from plants.catalog.mass_spring_damper import mass_spring_damper
 from plants.catalog.measured_double_pendulum import measured_double_pendulum
 from plants.catalog.measured_pendulum import measured_pendulum
 from plants.catalog.pendulum import pendulum
+from plants.catalog.planar_quadrotor import planar_quadrotor
 from plants.catalog.quadruple_tank import quadruple_tank
 from plants.catalog.reaction_diffusion import reaction_diffusion
+from plants.catalog.stirred_tank_reactor import stirred_tank_reactor
 from plants.catalog.van_der_pol import van_der_pol
 from plants.model import StateSpaceModel, discretize
 from plants.noise import BiasedNoise, BoundedNoise, GaussianNoise, OutlierNoise
@@ -27,17 +36,25 @@ __all__ = [
     "Scenario",
     "StateSpaceModel",
     "array_namespace",
+    "bicycle",
+    "bioreactor",
     "cut",
     "discretize",
+    "duffing",
+    "falling_body",
     "from_arrays",
     "from_csv",
+    "growth_model",
     "load_dataset",
+    "loitering_target",
+    "lorenz63",
     "mass_spring_damper",
     "measured_double_pendulum",
     "measured_pendulum",
     "parameters_as_inputs",
     "parameters_as_states",
     "pendulum",
+    "planar_quadrotor",
     "quadruple_tank",
     "reaction_diffusion",
     "save_dataset",
@@ -45,6 +62,7 @@ __all__ = [
     "signals",
     "simulate",
     "split",
+    "stirred_tank_reactor",
     "to_tensors",
     "validate",
     "van_der_pol",

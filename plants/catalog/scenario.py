@@ -35,6 +35,8 @@ class Scenario:
         Unit of time.
     description : str
         One line for people.
+    initial_mean, initial_cov : tuple, optional
+        Of the starts, (nstates,) each, covariances as variances; default as in :func:`plants.simulate`.
     """
 
     system: ct.InputOutputSystem
@@ -47,6 +49,8 @@ class Scenario:
     substeps: int = 1
     time_unit: str = "s"
     description: str = ""
+    initial_mean: tuple | None = None
+    initial_cov: tuple | None = None
     _model: list = field(default_factory=list, repr=False)
 
     @property
@@ -74,6 +78,8 @@ class Scenario:
             seed=seed,
             noise=noise or self.noise,
             inputs=self.excitation,
+            initial_mean=self.initial_mean,
+            initial_cov=self.initial_cov,
         )
         data.attrs["time_unit"] = self.time_unit
         return data

@@ -180,7 +180,7 @@ def one_step_loss(observer, data: xr.Dataset) -> float:
     x, u, y = plants.to_tensors(data)
     state = observer.init(x[:, :-1].flatten(0, 1))
     if isinstance(observer, est.R2DNObserver):
-        state = state._replace(startup=0.0)
+        state = state._replace(startup=None)
     state, _ = observer.step(state, u[:, :-1].flatten(0, 1), y[:, :-1].flatten(0, 1))
     after = observer.coordinates.to_plant(state.z) if isinstance(observer, est.R2DNObserver) else state.x
     return float((after - x[:, 1:].flatten(0, 1)).square().sum(-1).mean())
