@@ -20,6 +20,7 @@ from estimators.gaussian import (
     steady_state,
 )
 from estimators.luenberger import LuenbergerObserver
+from estimators.monte_carlo import monte_carlo
 from estimators.moving_horizon import MovingHorizonEstimator
 from estimators.network_observer import NetworkObserver, NetworkState
 from estimators.networks import R2DN, REN, LipschitzNetwork, R2DNMatrices, RENMatrices
@@ -71,6 +72,7 @@ __all__ = [
     "consistency",
     "lipschitz_bound",
     "load",
+    "monte_carlo",
     "observability",
     "plot_consistency",
     "plot_error_decay",

@@ -60,16 +60,7 @@ def benchmark(
     ValueError
         No estimators, different plants, data without states, a transient as long as the record.
     """
-    if not isinstance(estimators, Mapping):
-        raise TypeError(f"estimators must be a mapping {{name: estimator}}, got {type(estimators).__name__}")
-    if not estimators:
-        raise ValueError("estimators is empty: give {name: estimator}")
-    model = next(iter(estimators.values())).model
-    for name, estimator in estimators.items():
-        if (estimator.model.state_labels, estimator.model.dt) != (model.state_labels, model.dt):
-            raise ValueError(
-                f"estimator {name!r} is for the plant {estimator.model.name!r}, the first for {model.name!r}"
-            )
+    model = check_same_plant(estimators)
     validate(dataset, model, states=True)
     truth, steps = dataset["x"].values, dataset.sizes["time"]
     transient = steps * model.dt / 3 if transient is None else transient
@@ -101,7 +92,7 @@ def benchmark(
             consistency[i] = (
                 nees(error[:, parts["steady"]], estimate.predicted_cov[:, parts["steady"]].numpy()).mean() / nx
             )
-        latency[i] = _step_time(estimators[name], dataset, x0, P0)
+        latency[i] = step_time(estimators[name], dataset, x0, P0)
     dims = ("estimator", "kind", "phase", "state")
     variables = {
         "rmse": (dims, table[0]),
@@ -136,7 +127,37 @@ def benchmark(
     )
 
 
-def _step_time(estimator, dataset, x0, P0, steps: int = 60) -> float:
+def check_same_plant(estimators: Mapping[str, Estimator], model=None):
+    """Return the plant's model; TypeError or ValueError where there is no estimator or one is of another plant."""
+    if not isinstance(estimators, Mapping):
+        raise TypeError(f"estimators must be a mapping {{name: estimator}}, got {type(estimators).__name__}")
+    if not estimators:
+        raise ValueError("estimators is empty: give {name: estimator}")
+    for name, estimator in estimators.items():
+        if not isinstance(estimator, Estimator):
+            raise TypeError(f"estimators[{name!r}] must be a filter or an observer, got {type(estimator).__name__}")
+        model = estimator.model if model is None else model
+        if (estimator.model.state_labels, estimator.model.dt) != (model.state_labels, model.dt):
+            raise ValueError(f"estimator {name!r} is for the plant {estimator.model.name!r}, not for {model.name!r}")
+    return model
+
+
+def rmse_by_phase(model, estimate, dataset: xr.Dataset, first: int) -> tuple[np.ndarray, int]:
+    """RMSE (kind, phase, state) over the trajectories that stayed finite, and how many did not."""
+    truth, table, lost = dataset["x"].values, np.full((len(KINDS), len(PHASES), model.nstates), np.nan), 0
+    for j, kind in enumerate(KINDS):
+        values = getattr(estimate, kind)
+        if values is None:
+            continue
+        error = errors(model, values.numpy(), truth)
+        kept = np.isfinite(error).all(axis=(1, 2))
+        lost = max(lost, int((~kept).sum()))
+        if kept.any():
+            table[j] = [rmse(error[kept, part]) for part in (slice(0, first), slice(first, None))]
+    return table, lost
+
+
+def step_time(estimator, dataset, x0, P0, steps: int = 60) -> float:
     """Median seconds of one `step` for one trajectory."""
     _, u, y = to_tensors(dataset)
     start = torch.as_tensor(np.array(dataset["initial_mean"].values if x0 is None else x0, dtype=float))
@@ -190,3 +211,45 @@ class BenchmarkAccessor:
                         row["to optimum"] = steady / float(here["optimum"])
                     rows.append(row)
         return pd.DataFrame(rows).set_index(["estimate", "state", "estimator"]).dropna(how="all")
+
+    def robustness(self, kind: str = "predicted") -> pd.DataFrame:
+        """One row for each condition and estimator of a :func:`estimators.monte_carlo`.
+
+        Parameters
+        ----------
+        kind : {'predicted', 'filtered'}
+            Of estimate.
+
+        Returns
+        -------
+        pandas.DataFrame
+            For each phase the RMSE over that of the best other estimator, geometric mean over states; its standard
+            error over seeds, paired; trajectories that diverged and are not in it.
+        """
+        table = self._dataset
+        if "condition" not in table.dims:
+            raise ValueError("this dataset is not a Monte Carlo: it has no conditions")
+        rows = []
+        for condition in table["condition"].values:
+            here = table.sel(condition=condition, kind=kind)
+            for name in table["estimator"].values:
+                row = {"condition": condition, "estimator": name}
+                for phase in table["phase"].values:
+                    ratio = _to_best_other(here["rmse"].sel(phase=phase), name)
+                    row[phase] = np.exp(ratio.mean())
+                    row[f"{phase} se"] = (
+                        row[phase] * ratio.std(ddof=1) / np.sqrt(len(ratio)) if len(ratio) > 1 else np.nan
+                    )
+                row["diverged"] = int(here["diverged"].sel(estimator=name).sum())
+                rows.append(row)
+        return pd.DataFrame(rows).set_index(["condition", "estimator"])
+
+
+def _to_best_other(rmse, name):
+    """Log ratio to the other estimator that is best over all seeds, mean over states, for each seed."""
+    logs = np.log(rmse).mean("state", skipna=False)
+    others = [other for other in rmse["estimator"].values if other != name]
+    means = logs.sel(estimator=others).mean("seed", skipna=False).values
+    if not np.isfinite(means).any():
+        return np.full(rmse.sizes["seed"], np.nan)
+    return (logs.sel(estimator=name) - logs.sel(estimator=others[int(np.nanargmin(means))])).values

@@ -19,22 +19,26 @@ from plants.catalog.quadruple_tank import quadruple_tank
 from plants.catalog.reaction_diffusion import reaction_diffusion
 from plants.catalog.stirred_tank_reactor import stirred_tank_reactor
 from plants.catalog.van_der_pol import van_der_pol
+from plants.conditions import CONDITIONS, Condition
 from plants.model import StateSpaceModel, discretize
-from plants.noise import BiasedNoise, BoundedNoise, GaussianNoise, OutlierNoise
+from plants.noise import BiasedNoise, BoundedNoise, GaussianNoise, OutlierNoise, StudentNoise
 from plants.parameters import parameters_as_inputs, parameters_as_states, with_parameters
 from plants.region import OperatingRegion
 from plants.schema import cut, from_arrays, from_csv, load_dataset, save_dataset, split, to_tensors, validate
 from plants.simulate import simulate
 
 __all__ = [
+    "CONDITIONS",
     "SCENARIOS",
     "BiasedNoise",
     "BoundedNoise",
+    "Condition",
     "GaussianNoise",
     "OperatingRegion",
     "OutlierNoise",
     "Scenario",
     "StateSpaceModel",
+    "StudentNoise",
     "array_namespace",
     "bicycle",
     "bioreactor",

@@ -101,6 +101,10 @@ class StateSpaceModel:
             f"{self.time_base}; Jacobians: {self.jacobian_source}>"
         )
 
+    def __reduce__(self):
+        """Travel to another process as the python-control system it is made of, discretised again there."""
+        return _again, (self.system, self.dt, self._settings)
+
     def with_dt(self, dt: float) -> "StateSpaceModel":
         """Return the same plant over a sample of another length.
 
@@ -410,6 +414,12 @@ def discretize(
 
     model = StateSpaceModel(**common, dt=dt, time_base=time_base, _resample=resample if continuous else None, **at(dt))
     return model
+
+
+def _again(system, dt, settings):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # said when the model was made first
+        return discretize(system, dt, **settings)
 
 
 def _check_dt(dt):

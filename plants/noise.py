@@ -129,6 +129,32 @@ class OutlierNoise(GaussianNoise):
 
 
 @dataclass(frozen=True, eq=False)
+class StudentNoise(GaussianNoise):
+    """Measurement noise with heavy tails: Student's t, scaled to the stated covariance.
+
+    Parameters
+    ----------
+    process_cov, measurement_cov, input_cov : array_like
+        As for :class:`GaussianNoise`.
+    degrees_of_freedom : float
+        Above 2, so that there is a covariance; all outputs of an instant share one draw of the scale.
+    """
+
+    degrees_of_freedom: float = 3.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.degrees_of_freedom > 2:
+            raise ValueError(f"degrees_of_freedom must be above 2, got {self.degrees_of_freedom}")
+
+    def measurement(self, rng: np.random.Generator, *shape: int) -> np.ndarray:
+        """Draw measurement noise, (*shape, noutputs)."""
+        df = self.degrees_of_freedom
+        scale = np.sqrt((df - 2) / rng.chisquare(df, shape))
+        return super().measurement(rng, *shape) * scale[..., None]
+
+
+@dataclass(frozen=True, eq=False)
 class BoundedNoise(GaussianNoise):
     """Gaussian noise without its tails: draws beyond a bound are drawn again.
 

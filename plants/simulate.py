@@ -45,7 +45,8 @@ def simulate(
         held for ten samples.
     initial_mean, initial_cov : array_like, optional
         Starts are drawn from this normal distribution, (nstates,) and (nstates, nstates) or
-        variances. Default: centre of the operating region, standard deviation a sixth of its width.
+        variances. A mean for each trajectory, (trajectories, nstates), is not told in the dataset. Default: centre of
+        the operating region, standard deviation a sixth of its width.
 
     Returns
     -------
@@ -67,6 +68,11 @@ def simulate(
             raise ValueError(f"{name} must be a positive integer, got {value!r}")
     region = model.operating_region
     mean = as_tensor(region.state_centre if initial_mean is None else initial_mean, "initial_mean", model.nstates)
+    if mean.shape not in ((model.nstates,), (trajectories, model.nstates)):
+        raise ValueError(
+            f"initial_mean must have shape ({model.nstates},) or ({trajectories}, {model.nstates}), "
+            f"got {tuple(mean.shape)}"
+        )
     covariance = as_covariance(
         (region.state_width / 6) ** 2 if initial_cov is None else initial_cov, "initial_cov", model.nstates
     )
@@ -74,7 +80,7 @@ def simulate(
         noise.check_sizes(model)
     rng = np.random.default_rng(seed)
     start = rng.standard_normal((trajectories, model.nstates)) @ covariance_factor(covariance).T
-    u = _inputs(model, trajectories, steps, inputs, rng)
+    u = draw_inputs(model, trajectories, steps, inputs, rng)
     w = torch.from_numpy(noise.process(rng, steps, trajectories)) if noise else None
     v = torch.from_numpy(noise.measurement(rng, steps, trajectories)) if noise else 0.0
     applied = u + torch.as_tensor(noise.input(rng, steps, trajectories), dtype=torch.float64) if noise else u
@@ -99,15 +105,15 @@ def simulate(
         y=y.transpose(0, 1),
         u=u.transpose(0, 1),
         x=x.transpose(0, 1),
-        initial_mean=mean,
-        initial_cov=covariance,
+        initial_mean=mean if mean.ndim == 1 else None,
+        initial_cov=covariance if mean.ndim == 1 else None,
         noise=noise,
         attrs={"seed": seed},
     )
 
 
-def _inputs(model, trajectories, steps, inputs, rng) -> torch.Tensor:
-    """Return the inputs as (steps, trajectories, ninputs)."""
+def draw_inputs(model: StateSpaceModel, trajectories: int, steps: int, inputs, rng) -> torch.Tensor:
+    """Draw the inputs of `simulate`, (steps, trajectories, ninputs)."""
     shape = (steps, trajectories, model.ninputs)
     if not model.ninputs:
         return torch.zeros(shape, dtype=torch.float64)

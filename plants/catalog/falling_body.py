@@ -56,7 +56,7 @@ def scenario() -> Scenario:
         dt=0.15,
         operating_region={"altitude": (0, 32), "speed": (0, 2.2), "ballistic": (0.2, 2.0)},
         noise=GaussianNoise([1e-4**2, 1e-3**2, 2e-3**2], [0.03**2]),
-        substeps=4,
+        substeps=8,
         initial_mean=(30.0, 2.0, 1.0),
         initial_cov=(0.3**2, 0.05**2, 0.3**2),
         description="re-entry, range only",

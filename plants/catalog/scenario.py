@@ -52,6 +52,7 @@ class Scenario:
     initial_mean: tuple | None = None
     initial_cov: tuple | None = None
     _model: list = field(default_factory=list, repr=False)
+    _varied: list = field(default_factory=list, repr=False)
 
     @property
     def model(self) -> StateSpaceModel:
