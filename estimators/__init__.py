@@ -8,6 +8,7 @@ from estimators.certificates.feedforward import lipschitz_bound
 from estimators.certificates.plant_check import PlantCheck, check_plant
 from estimators.certificates.result import Certificate
 from estimators.consistency import consistency
+from estimators.deployment import control_state, export_onnx, to_control
 from estimators.gaussian import (
     CubatureKalmanFilter,
     ExtendedKalmanFilter,
@@ -70,6 +71,8 @@ __all__ = [
     "certify_error",
     "check_plant",
     "consistency",
+    "control_state",
+    "export_onnx",
     "lipschitz_bound",
     "load",
     "monte_carlo",
@@ -83,4 +86,5 @@ __all__ = [
     "run",
     "smooth",
     "steady_state",
+    "to_control",
 ]

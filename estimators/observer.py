@@ -296,9 +296,7 @@ class R2DNObserver:
         if state.startup is None:
             return v.new_zeros(*v.shape[:-1], self.startup.size), None
         turned = z[..., : self.model.nstates] - state.z[..., : self.model.nstates]
-        filters = state.startup._replace(
-            varying=state.startup.varying + turned, stationary=state.startup.stationary + turned
-        )
+        filters = state.startup._replace(filters=state.startup.filters + turned)
         return self.startup.signals(filters, v, shift, missing)
 
     def _step_alone(self, state, u, y):
@@ -360,14 +358,11 @@ class R2DNObserver:
 
     def _flat(self, state, lead):
         """State with one batch dimension, as far as the start-up needs it."""
-
-        def flat(part):
-            return part.expand(*lead, -1).reshape(lead.numel(), -1)
-
         startup = state.startup
         if startup is not None:
-            startup = StartupState(startup.step, flat(startup.varying), flat(startup.stationary))
-        return state._replace(z=flat(state.z), startup=startup)
+            filters = startup.filters.expand(2, *lead, -1).reshape(2, lead.numel(), -1)
+            startup = StartupState(startup.step, filters)
+        return state._replace(z=state.z.expand(*lead, -1).reshape(lead.numel(), -1), startup=startup)
 
     def _first_frame(self, state, u, y):
         """Before the first measurement the state's turn is free: choose that of the measured angle."""

@@ -36,13 +36,12 @@ class StartupState(NamedTuple):
     ----------
     step : int
         Since the start.
-    varying, stationary : torch.Tensor
-        (..., nstates), predicted estimates of the two affine filters.
+    filters : torch.Tensor
+        (2, ..., nstates), predicted estimates of the time-varying and of the stationary affine filter.
     """
 
     step: int
-    varying: torch.Tensor
-    stationary: torch.Tensor
+    filters: torch.Tensor
 
 
 class Startup:
@@ -87,8 +86,9 @@ class Startup:
             joint = step @ joint @ step.T + np.tile(Q, (2, 2))
             P = (A / rate) @ (reduced @ P @ reduced.T + gain @ R @ gain.T) @ (A / rate).T + Q
         self.bounds = LARGEST * np.array(deviations)
-        tensors = [torch.from_numpy(np.array(part)) for part in (gains, self.bounds)]
-        self._constants = {torch.float64: (*(matrices[name] for name in (*MATRICES[:7],)), *tensors)}
+        both = np.stack([np.array(gains), np.broadcast_to(K, (self.length, *K.shape))], axis=1)
+        tensors = (torch.from_numpy(np.ascontiguousarray(part)) for part in (both.transpose(0, 1, 3, 2), self.bounds))
+        self._constants = {torch.float64: (*(matrices[name] for name in MATRICES[:6]), *tensors)}
         self._arrays = tuple(part.numpy() for part in self._constants[torch.float64])
 
     @classmethod
@@ -113,7 +113,7 @@ class Startup:
 
     def init(self, z0: torch.Tensor) -> StartupState:
         """Start from the told state (..., nstates)."""
-        return StartupState(0, z0, z0)
+        return StartupState(0, torch.stack([z0, z0]))
 
     def forgetting(self, steps: int, missing: np.ndarray | None = None) -> np.ndarray:
         """Bound the change of the signals for a change of the start.
@@ -132,11 +132,11 @@ class Startup:
             start, component by component.
         """
         found = np.zeros((steps, self.size, self.size - 1))
-        A, C, K, gains = (self._arrays[i] for i in (0, 3, 6, 7))
+        A, C, gains = (self._arrays[i] for i in (0, 3, 6))
         ways = [np.eye(len(A))[None]] * 2
         for k in range(min(steps, self.length)):
             seen = np.ones((1, 1, len(C))) if missing is None else 1.0 - missing[:, k, None, :]
-            ways = [way - (seen * gain) @ (C @ way) for way, gain in zip(ways, (gains[k], K), strict=True)]
+            ways = [way - (seen * gain.T) @ (C @ way) for way, gain in zip(ways, gains[k], strict=True)]
             found[k, 1:] = np.abs(ways[0] - ways[1]).max(0)
             ways = [A @ way for way in ways]
         return found
@@ -172,49 +172,51 @@ class Startup:
         state : StartupState
             After the last sample.
         """
-        steps, constants = len(v), self._cast(v.dtype)
-        lead = torch.broadcast_shapes(v.shape[1:-1], state.varying.shape[:-1])
-        found = v.new_zeros(steps, *lead, self.size)
-        for k in range(min(steps, self.length - state.step)):
-            found[k, ..., 0] = self.decay ** (state.step)
-            found[k, ..., 1:], state = _advance(
-                torch,
-                constants,
-                state,
-                v[k],
-                None if shift is None else shift[k],
-                None if missing is None else missing[k],
-            )
-        return found, state
+        lead = torch.broadcast_shapes(v.shape[1:-1], state.filters.shape[1:-1])
+        found, first = v.new_zeros(len(v), *lead, self.size), state.step
+        steps = min(len(v), self.length - first)
+        if steps <= 0:
+            return found, state
+        A, B, b, C, D, d, gains, bounds = self._cast(v.dtype)
+        nu, nx = B.shape[1], len(A)
+
+        def flat(part, size):
+            return part.expand(*part.shape[:1], *lead, size).reshape(part.shape[0], lead.numel(), size)
+
+        u, y = v[:steps, ..., :nu], v[:steps, ..., nu:]
+        target, into, z = flat(y - u @ D.T - d, len(C)), flat(u @ B.T + b, nx), flat(state.filters, nx)
+        shift = None if shift is None else flat(shift, nx)
+        missing = None if missing is None or not bool(missing.any()) else flat(missing, len(C))
+        filtered = []
+        for k in range(steps):
+            z = z if shift is None else z + shift[k]
+            innovation = target[k] - z @ C.T
+            if missing is not None:
+                innovation = innovation.masked_fill(missing[k], 0.0)
+            filtered.append(torch.baddbmm(z, innovation, gains[first + k]))
+            z = filtered[-1] @ A.T + into[k]
+        both, largest = torch.stack(filtered), bounds[first : first + steps, None]
+        difference = torch.clamp(both[:, 0] - both[:, 1], -largest, largest)
+        found[:steps, ..., 1:] = difference.reshape(steps, *lead, nx)
+        fading = self.decay ** torch.arange(first, first + steps, dtype=v.dtype)
+        found[:steps, ..., 0] = fading.reshape(-1, *[1] * len(lead))
+        return found, StartupState(first + steps, z.reshape(2, *lead, nx))
 
     def sample(self, state: StartupState, v: np.ndarray, shift, missing) -> tuple[np.ndarray, StartupState]:
         """`signals` for one instant of one trajectory, in NumPy."""
-        found = np.zeros(self.size)
-        if state.step < self.length:
-            found[0] = self.decay**state.step
-            state = state._replace(varying=state.varying.numpy(), stationary=state.stationary.numpy())
-            found[1:], state = _advance(np, self._arrays, state, v, shift, missing)
-            state = state._replace(**{n: torch.from_numpy(getattr(state, n)) for n in ("varying", "stationary")})
-        return found, state
+        found, k = np.zeros(self.size), state.step
+        if k >= self.length:
+            return found, state
+        A, B, b, C, D, d, gains, bounds = self._arrays
+        u, y = v[: B.shape[1]], v[B.shape[1] :]
+        z = state.filters.numpy() + shift
+        innovation = np.where(missing, 0.0, y - D @ u - d - z @ C.T)
+        filtered = z + np.matmul(innovation[:, None], gains[k])[:, 0]
+        found[0] = self.decay**k
+        found[1:] = np.clip(filtered[0] - filtered[1], -bounds[k], bounds[k])
+        return found, StartupState(k + 1, torch.from_numpy(filtered @ A.T + (B @ u + b)))
 
     def _cast(self, dtype):
         if dtype not in self._constants:
             self._constants[dtype] = tuple(part.to(dtype) for part in self._constants[torch.float64])
         return self._constants[dtype]
-
-
-def _advance(xp, constants, state, v, shift, missing):
-    """One step of both filters; d, and the state after it."""
-    A, B, b, C, D, d, K, gains, bounds = constants
-    nu, k = B.shape[1], state.step
-    u, y = v[..., :nu], v[..., nu:]
-    filtered = []
-    for z, gain in ((state.varying, gains[k]), (state.stationary, K)):
-        z = z if shift is None else z + shift
-        innovation = y - u @ D.T - d - z @ C.T
-        if missing is not None:
-            innovation = xp.where(missing, 0 * innovation, innovation)
-        filtered.append(z + innovation @ gain.T)
-    difference = xp.clip(filtered[0] - filtered[1], -bounds[k], bounds[k])
-    into = u @ B.T + b
-    return difference, StartupState(k + 1, *(z @ A.T + into for z in filtered))

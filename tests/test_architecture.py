@@ -82,6 +82,7 @@ ORDER = [
     "estimators.observer_file",
     "estimators.observer",
     "estimators.network_observer",
+    "estimators.deployment",
     "estimators.run",
     "estimators.metrics",
     "estimators.consistency",
