@@ -20,6 +20,7 @@ from estimators.certificates.error_bound import ErrorBound, certify_error
 from estimators.certificates.result import Certificate
 from estimators.design import noise_of
 from estimators.gaussian import ExtendedKalmanFilter, UnscentedKalmanFilter
+from estimators.monte_carlo import monte_carlo
 from estimators.observer import R2DNObserver
 from estimators.startup import Startup
 from estimators.training import FitResult
@@ -47,6 +48,7 @@ class Comparison:
     table: xr.Dataset
     certificate: Certificate
     certificates: dict[str, Certificate]
+    robustness: xr.Dataset | None
 
 
 def find_plant(name: str) -> ct.InputOutputSystem | Scenario:
@@ -189,41 +191,11 @@ def divide(data: xr.Dataset) -> dict[str, xr.Dataset]:
     }
 
 
-def compare(
-    setting: Scenario,
-    data: xr.Dataset | None = None,
-    *,
-    seed: int = 0,
-    updates: int = 2500,
-    checkpoint: Path | None = None,
-    progress: bool = True,
-    say: Callable[[str], None] = print,
-) -> Comparison:
-    """Tune EKF and UKF, train an R2DN observer on the same data, compare them on test data and certify the observer.
-
-    Parameters
-    ----------
-    setting : Scenario
-        The plant and its conditions.
-    data : xarray.Dataset, optional
-        Trajectories to use instead of simulated ones.
-    seed : int
-        Of data and training.
-    updates : int
-        Rollout updates of the training.
-    checkpoint : path-like, optional
-        Where the training keeps its best parameters.
-    progress : bool
-        Show progress bars.
-    say : callable
-        Where lines of text go.
-
-    Returns
-    -------
-    Comparison
-    """
+def prepare(
+    setting: Scenario, data: xr.Dataset | None, seed: int, say: Callable[[str], None]
+) -> tuple[dict[str, xr.Dataset], GaussianNoise]:
+    """Simulate training, validation and test data, or divide the given; and the noise a filter may start from."""
     model = setting.model
-    say(repr(model))
     if data is None:
         datasets = {
             name: setting.simulate(count, STEPS, seed=3 * seed + i) for i, (name, count) in enumerate(COUNTS.items())
@@ -242,6 +214,48 @@ def compare(
             + ", ".join(f"{part.sizes['trajectory']} {name}" for name, part in datasets.items())
             + f" pieces of {datasets['train'].sizes['time']} samples"
         )
+    return datasets, noise
+
+
+def compare(
+    setting: Scenario,
+    data: xr.Dataset | None = None,
+    *,
+    seed: int = 0,
+    updates: int = 2500,
+    robustness_seeds: int = 0,
+    checkpoint: Path | None = None,
+    progress: bool = True,
+    say: Callable[[str], None] = print,
+) -> Comparison:
+    """Tune EKF and UKF, train an R2DN observer on the same data, compare them on test data and certify the observer.
+
+    Parameters
+    ----------
+    setting : Scenario
+        The plant and its conditions.
+    data : xarray.Dataset, optional
+        Trajectories to use instead of simulated ones.
+    seed : int
+        Of data and training.
+    updates : int
+        Rollout updates of the training.
+    robustness_seeds : int
+        How many datasets of each of ``plants.CONDITIONS`` the estimators are tried on; 0, and for given data: none.
+    checkpoint : path-like, optional
+        Where the training keeps its best parameters.
+    progress : bool
+        Show progress bars.
+    say : callable
+        Where lines of text go.
+
+    Returns
+    -------
+    Comparison
+    """
+    model = setting.model
+    say(repr(model))
+    datasets, noise = prepare(setting, data, seed, say)
     train = datasets["train"]
     estimators = {"EKF": ExtendedKalmanFilter(model, noise), "UKF": UnscentedKalmanFilter(model, noise)}
     for name, estimator in estimators.items():
@@ -252,19 +266,44 @@ def compare(
             f"{tuned.log_likelihood:.4f} a sample; process noise {_numbers(deviations[0])}, "
             f"measurement noise {_numbers(deviations[1])} (standard deviations)"
         )
+    observer, history = train_observer(
+        model, datasets, seed=seed, updates=updates, checkpoint=checkpoint, progress=progress, say=say
+    )
+    estimators = {"R2DN": observer, **estimators}
+    table = benchmark(estimators, datasets["test"])
+    certificates = {name: certify(estimator, datasets["test"]) for name, estimator in estimators.items()}
+    robustness = None
+    if robustness_seeds and data is None:
+        robustness = monte_carlo(estimators, setting, seeds=robustness_seeds, steps=STEPS, progress=progress)
+    return Comparison(model, datasets, estimators, history, table, certificates["R2DN"], certificates, robustness)
+
+
+def train_observer(
+    model: StateSpaceModel,
+    datasets: dict[str, xr.Dataset],
+    *,
+    seed: int,
+    updates: int,
+    checkpoint: Path | None,
+    progress: bool,
+    say: Callable[[str], None],
+) -> tuple[R2DNObserver, FitResult]:
+    """Train an R2DN observer on what `prepare` returned; arguments as for `compare`."""
     observer = R2DNObserver(model, seed=seed)
     history = observer.fit(
-        train, datasets["validation"], updates=updates, seed=seed, checkpoint=checkpoint, progress=progress
+        datasets["train"],
+        datasets["validation"],
+        updates=updates,
+        seed=seed,
+        checkpoint=checkpoint,
+        progress=progress,
     )
     say(
         f"R2DN trained: {sum(p.numel() for p in observer.network.parameters())} parameters, "
         f"{history.wall_time:.0f} s, kept update {history.best_update} of {history.updates[-1]}; "
         f"contraction rate designed {history.designed_rate:g}, refined {history.refined_rate:.4f}"
     )
-    estimators = {"R2DN": observer, **estimators}
-    table = benchmark(estimators, datasets["test"])
-    certificates = {name: certify(estimator, datasets["test"]) for name, estimator in estimators.items()}
-    return Comparison(model, datasets, estimators, history, table, certificates["R2DN"], certificates)
+    return observer, history
 
 
 def certify_model(

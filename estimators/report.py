@@ -6,9 +6,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 
-from estimators import plotting
+from estimators import html_report, plotting
 from estimators.certificates.result import Certificate
 from estimators.pipeline import Comparison
+from plants.model import StateSpaceModel
 from plants.schema import save_dataset
 
 MEANING = {"predicted": "x(k) from y up to k-1", "filtered": "x(k) from y up to k"}
@@ -82,12 +83,12 @@ def _in_short(certificate: Certificate) -> str:
     return f"{certificate.verdict}, {certificate.bound:.1%} of starts tried"
 
 
-def _columns(rows: list[list[str]]) -> list[str]:
+def _columns(rows: list[list[str]], left: tuple = (0,)) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [
         "  "
         + "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+            cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
     ]
@@ -104,8 +105,8 @@ def check_writable(folder: Path) -> None:
         raise ValueError(f"cannot write to the folder {folder}: {error}") from error
 
 
-def write_results(result: Comparison, folder: Path) -> list[Path]:
-    """Write model, estimates and figures.
+def write_results(result: Comparison, folder: Path, settings: dict) -> list[Path]:
+    """Write model, estimates, figures and the HTML report.
 
     Parameters
     ----------
@@ -113,6 +114,8 @@ def write_results(result: Comparison, folder: Path) -> list[Path]:
         From :func:`estimators.pipeline.compare`.
     folder : pathlib.Path
         Existing folder.
+    settings : dict
+        What the run was asked to do, for the report.
 
     Returns
     -------
@@ -129,13 +132,91 @@ def write_results(result: Comparison, folder: Path) -> list[Path]:
         ),
         paths[1],
     )
-    figures = {
-        "states": plotting.plot_estimates(result.table, test, result.model),
-        "error_decay": plotting.plot_error_decay(result.table, test, result.model),
-        "training": plotting.plot_training(result.history),
+    figures = _figures(result.table, test, result.model)
+    figures["training"] = plotting.plot_training(result.history)
+    paths += _save(figures, folder, name)
+    paths.append(folder / f"{name}_report.html")
+    captions = {
+        "One trajectory: true states and estimates": figures["states"],
+        "Error over time, root mean square over trajectories": figures["error_decay"],
+        "Loss during training (1: a Kalman filter's, were the plant linear)": figures["training"],
     }
-    for title, figure in figures.items():
-        paths.append(folder / f"{name}_{title}.png")
-        figure.savefig(paths[-1], dpi=120)
+    title = f"{name}: observer, EKF and UKF"
+    html_report.write(
+        html_report.render(title, settings, result.table, result.certificates, captions, result.robustness), paths[-1]
+    )
+    for figure in figures.values():
         plt.close(figure)
     return paths
+
+
+def load_estimates(path) -> xr.Dataset:
+    """Read the estimates that `write_results` wrote; ValueError for anything else."""
+    try:
+        with xr.open_dataset(path, engine="h5netcdf") as stored:
+            table = stored.load()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read {path} as netCDF: {error}") from error
+    if not {"x_hat", "x", "y"} <= set(table.variables):
+        raise ValueError(f"{path} holds no estimates: give the PLANT_estimates.nc that benchmark writes")
+    return table
+
+
+def write_figures(table: xr.Dataset, model: StateSpaceModel, folder: Path) -> list[Path]:
+    """Draw states and error decay from what `load_estimates` read; returns the files written."""
+    states, outputs = tuple(map(str, table["state"].values)), table["y"].shape[-1]
+    if states != model.state_labels or outputs != model.noutputs:
+        raise ValueError(
+            f"the estimates are of {table.attrs['plant']!r} with states {list(states)} and {outputs} outputs, "
+            f"the plant {model.name!r} has {list(model.state_labels)} and {model.noutputs}"
+        )
+    figures = _figures(table, table, model)
+    paths = _save(figures, folder, model.name)
+    for figure in figures.values():
+        plt.close(figure)
+    return paths
+
+
+def _figures(table, data, model):
+    return {
+        "states": plotting.plot_estimates(table, data, model),
+        "error_decay": plotting.plot_error_decay(table, data, model),
+    }
+
+
+def _save(figures, folder, name):
+    paths = [folder / f"{name}_{title}.png" for title in figures]
+    for path, figure in zip(paths, figures.values(), strict=True):
+        figure.savefig(path, dpi=120)
+    return paths
+
+
+def format_robustness(table: xr.Dataset) -> str:
+    """Lay a Monte Carlo out as text: each estimator's RMSE over that of the best other, transient and steady."""
+    frame = table.est.robustness()
+    names = list(table["estimator"].values)
+    rows = [["", *(f"{name} {phase}" for name in names for phase in ("transient", "steady")), "diverged"]]
+    for condition in table["condition"].values:
+        cells = [
+            f"{frame.loc[(condition, name), phase]:.3f} ({frame.loc[(condition, name), f'{phase} se']:.3f})"
+            for name in names
+            for phase in ("transient", "steady")
+        ]
+        lost = "/".join(str(frame.loc[(condition, name), "diverged"]) for name in names)
+        rows.append([str(condition), *cells, lost])
+    head = (
+        f"robustness, predicted: RMSE over that of the best other estimator (standard error over {table.sizes['seed']} "
+        f"seeds of {table.attrs['trajectories']} trajectories); below 1: ahead"
+    )
+    failed = [f"  failed: {line}" for line in table.attrs["failures"].splitlines()]
+    return "\n".join([head, *_columns(rows), *failed])
+
+
+def format_catalogue(scenarios: dict) -> str:
+    """List plants: name, sizes, sample time, what it is."""
+    rows = [["", "states", "inputs", "outputs", "sample time", "what"]]
+    for name, make in scenarios.items():
+        setting = make()
+        sizes = (setting.system.nstates, setting.system.ninputs, setting.system.noutputs)
+        rows.append([name, *map(str, sizes), f"{setting.dt:g} {setting.time_unit}".strip(), setting.description])
+    return "\n".join(_columns(rows, left=(0, 5)))

@@ -1,4 +1,4 @@
-"""The accuracy the project promises, end to end; minutes, hence slow (figures: tests/benchmarks/accuracy.py)."""
+"""The accuracy the project promises, end to end; minutes, hence slow (all cases: tests/benchmarks/accuracy.py)."""
 
 import functools
 
@@ -21,7 +21,7 @@ def run(name):
     return compare(CASES[name](), progress=False, say=lambda text: None)
 
 
-@pytest.fixture(params=["mass_spring_damper", "pendulum", "van_der_pol", "quadruple_tank"])
+@pytest.fixture(params=["mass_spring_damper", "pendulum", "van_der_pol"])
 def nominal(request):
     return run(request.param)
 
@@ -50,9 +50,8 @@ def test_linear_optimum_from_the_random_start():
     assert ratio <= 1.10
 
 
-@pytest.mark.parametrize("name", ["van_der_pol with outliers", "quadruple_tank with outliers"])
-def test_observer_is_ahead_of_both_filters_where_the_noise_is_not_gaussian(name):
-    found = steady(run(name).table)
+def test_observer_is_ahead_of_both_filters_where_the_noise_is_not_gaussian():
+    found = steady(run("van_der_pol with outliers").table)
     ratio = found.sel(estimator="R2DN").values / found.sel(estimator=["EKF", "UKF"]).values.min(axis=0)
     assert np.exp(np.log(ratio).mean()) < 0.95  # over states and kinds
     assert ratio.max() <= 1.1

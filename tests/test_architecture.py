@@ -102,6 +102,7 @@ ORDER = [
     "estimators.certificates",
     "estimators.plotting",
     "estimators.pipeline",
+    "estimators.html_report",
     "estimators.report",
     "estimators.__main__",
 ]

@@ -49,7 +49,7 @@ def loitering_target(
     return ct.nlsys(
         update,
         bearing if sensor == "bearing" else distance,
-        name="loitering_target",
+        name="bearings_only" if sensor == "bearing" else "range_only",
         states=["east", "north", "east_rate", "north_rate"],
         inputs=["push_east", "push_north"],
         outputs=[sensor],

@@ -43,7 +43,7 @@ def pendulum(
     return ct.nlsys(
         update,
         lambda t, x, u, params: [x[0] if sensor == "angle" else params["l"] * array_namespace(x).sin(x[0])],
-        name="pendulum",
+        name="pendulum" if sensor == "angle" else "pendulum_displacement",
         states=["theta", "omega"],
         inputs=["torque"],
         outputs=[sensor],

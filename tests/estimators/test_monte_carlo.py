@@ -169,6 +169,7 @@ def cluster():
             yield cluster, client
 
 
+@pytest.mark.slow
 class TestOnDask:
     def test_numbers_are_those_of_this_process(self, cluster, trained_pair, setting, filters):
         _, client = cluster

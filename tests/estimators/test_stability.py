@@ -68,7 +68,7 @@ def walk(kind, dtype, steps):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(KINDS))
-@pytest.mark.parametrize(("dtype", "steps"), [(torch.float64, 1_000_000), (torch.float32, 20_000)], ids=["64", "32"])
+@pytest.mark.parametrize(("dtype", "steps"), [(torch.float64, 150_000), (torch.float32, 5_000)], ids=["64", "32"])
 def test_nothing_drifts(kind, dtype, steps):
     asymmetry, smallest, covariance, mean = walk(kind, dtype, steps)
     rounding = torch.finfo(dtype).eps
