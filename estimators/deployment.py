@@ -286,7 +286,7 @@ class _OneStep(nn.Module):
             *coordinates.tensors().items(),
             ("carried", coordinates.carried),
             *startup.matrices.items(),
-            ("gains", startup._constants[torch.float64][6]),
+            ("gains", startup.gains),
             # a row of zeros for whenever the start-up is over
             ("bounds", torch.nn.functional.pad(torch.from_numpy(startup.bounds), (0, 0, 0, 1))),
             ("fading", torch.from_numpy(startup.largest(startup.length + 1)[:, 0])),

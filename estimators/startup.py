@@ -26,6 +26,7 @@ FADED, LONGEST = 1e-3, 1000
 """The signals are cut where what is left of d is this share of it, but no later than so many steps."""
 LARGEST = 8.0
 """Bound of d, in the standard deviations that the affine model gives it."""
+EXACT = torch.float64, torch.device("cpu")
 MATRICES = ("A", "B", "b", "C", "D", "d", "filter_gain", "process_cov", "measurement_cov", "start_cov", "rate")
 
 
@@ -88,8 +89,8 @@ class Startup:
         self.bounds = LARGEST * np.array(deviations)
         both = np.stack([np.array(gains), np.broadcast_to(K, (self.length, *K.shape))], axis=1)
         tensors = (torch.from_numpy(np.ascontiguousarray(part)) for part in (both.transpose(0, 1, 3, 2), self.bounds))
-        self._constants = {torch.float64: (*(matrices[name] for name in MATRICES[:6]), *tensors)}
-        self._arrays = tuple(part.numpy() for part in self._constants[torch.float64])
+        self._constants = {EXACT: (*(matrices[name] for name in MATRICES[:6]), *tensors)}
+        self._arrays = tuple(part.numpy() for part in self._constants[EXACT])
 
     @classmethod
     def of(cls, design: Design, start_cov: np.ndarray) -> "Startup":
@@ -105,6 +106,11 @@ class Startup:
         )
         tensors = (torch.from_numpy(np.array(value, dtype=float, order="C")) for value in values)
         return cls(**dict(zip(MATRICES, tensors, strict=True)))
+
+    @property
+    def gains(self) -> torch.Tensor:
+        """Transposed gains of both filters, (length, 2, noutputs, nstates)."""
+        return self._constants[EXACT][6]
 
     @property
     def size(self) -> int:
@@ -177,7 +183,7 @@ class Startup:
         steps = min(len(v), self.length - first)
         if steps <= 0:
             return found, state
-        A, B, b, C, D, d, gains, bounds = self._cast(v.dtype)
+        A, B, b, C, D, d, gains, bounds = self._cast(v.dtype, v.device)
         nu, nx = B.shape[1], len(A)
 
         def flat(part, size):
@@ -198,7 +204,7 @@ class Startup:
         both, largest = torch.stack(filtered), bounds[first : first + steps, None]
         difference = torch.clamp(both[:, 0] - both[:, 1], -largest, largest)
         found[:steps, ..., 1:] = difference.reshape(steps, *lead, nx)
-        fading = self.decay ** torch.arange(first, first + steps, dtype=v.dtype)
+        fading = self.decay ** torch.arange(first, first + steps, dtype=v.dtype, device=v.device)
         found[:steps, ..., 0] = fading.reshape(-1, *[1] * len(lead))
         return found, StartupState(first + steps, z.reshape(2, *lead, nx))
 
@@ -216,7 +222,7 @@ class Startup:
         found[1:] = np.clip(filtered[0] - filtered[1], -bounds[k], bounds[k])
         return found, StartupState(k + 1, torch.from_numpy(filtered @ A.T + (B @ u + b)))
 
-    def _cast(self, dtype):
-        if dtype not in self._constants:
-            self._constants[dtype] = tuple(part.to(dtype) for part in self._constants[torch.float64])
-        return self._constants[dtype]
+    def _cast(self, dtype, device):
+        if (dtype, device) not in self._constants:
+            self._constants[dtype, device] = tuple(part.to(device, dtype) for part in self._constants[EXACT])
+        return self._constants[dtype, device]

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import xarray as xr
+from torch import distributed
 from tqdm.auto import tqdm
 
 from estimators.certificates.refine import smallest_rate
@@ -71,8 +72,13 @@ def fit(
     checkpoint=None,
     resume: bool = False,
     progress: bool = True,
+    device: torch.device | str = "cpu",
 ) -> FitResult:
     """Train an observer: first on one step, then on rollouts.
+
+    Under ``torchrun``, once ``torch.distributed.init_process_group`` has been called, the processes share every batch:
+    each takes its part, gradients are averaged, and all end with the parameters that one process would have found, up
+    to rounding. They have to be given the same data; the first alone writes checkpoints and shows progress.
 
     One step: from x_k plus an error drawn from the stationary covariance, with the noisy
     y_k, to x_{k+1}. Its minimiser is the Bayes-optimal predictor for errors of that size.
@@ -111,6 +117,8 @@ def fit(
         Go on from `checkpoint`.
     progress : bool
         Show a progress bar.
+    device : torch.device or str
+        Where to train; the observer returns to the CPU.
 
     Returns
     -------
@@ -149,7 +157,10 @@ def fit(
         raise ValueError(f"train has {train.sizes['time']} time steps, at least 3 are needed")
     if observer.coordinates is None:
         observer.initialise(train)
-    result = _Training(observer, train, validation, horizon, batch, seed).run(
+    processes = distributed.get_world_size() if _is_distributed() else 1
+    if batch % processes:
+        raise ValueError(f"batch must be a multiple of the {processes} processes that share it, got {batch}")
+    result = _Training(observer, train, validation, horizon, batch, seed, torch.device(device)).run(
         updates,
         one_step_updates,
         learning_rate,
@@ -158,56 +169,65 @@ def fit(
         resume,
         progress,
     )
+    observer.network.to("cpu")
     result.designed_rate = observer.contraction_rate
     result.refined_rate = smallest_rate(observer.explicit())
     return result
 
 
+def _is_distributed():
+    return distributed.is_available() and distributed.is_initialized()
+
+
 class _Records:
     """Trajectories in the observer's coordinates, time first, in the training dtype."""
 
-    def __init__(self, observer, dataset, dtype):
+    def __init__(self, observer, dataset, dtype, device):
         x, u, y = to_tensors(dataset)
         coordinates = observer.coordinates
         v, shift, _ = coordinates.network_input(u, y)
-        missing = torch.isnan(y).transpose(0, 1).contiguous()
+        missing = torch.isnan(y).transpose(0, 1).contiguous().to(device)
         self.missing = missing if bool(missing.any()) else None
         x = coordinates.in_frame_of(x, u, y)
-        self.z = coordinates.from_plant(x).transpose(0, 1).to(dtype).contiguous()
-        self.v = v.transpose(0, 1).to(dtype).contiguous()
+        self.z = coordinates.from_plant(x).transpose(0, 1).to(device, dtype).contiguous()
+        self.v = v.transpose(0, 1).to(device, dtype).contiguous()
         # the turn a state takes on its way to sample k + 1
         self.shift = (
-            torch.cat([shift[:, 1:], shift[:, :1] * 0], dim=1).transpose(0, 1).to(dtype).contiguous()
+            torch.cat([shift[:, 1:], shift[:, :1] * 0], dim=1).transpose(0, 1).to(device, dtype).contiguous()
             if bool(shift.any())
             else None
         )
         mean = torch.from_numpy(dataset["initial_mean"].values) if "initial_mean" in dataset else None
-        self.told = None if mean is None else coordinates.from_plant(mean).to(dtype)
+        self.told = None if mean is None else coordinates.from_plant(mean).to(device, dtype)
         self.steps, self.count = self.z.shape[:2]
 
 
 class _Training:
     """One run of :func:`fit`."""
 
-    def __init__(self, observer, train, validation, horizon, batch, seed):
-        self.observer, self.network, self.batch = observer, observer.network, batch
+    def __init__(self, observer, train, validation, horizon, batch, seed, device):
+        self.observer, self.network, self.batch, self.device = observer, observer.network.to(device), batch, device
         parameter = next(self.network.parameters())
         self.dtype = parameter.dtype
-        self.train, self.validation = (_Records(observer, data, self.dtype) for data in (train, validation))
+        self.train, self.validation = (_Records(observer, data, self.dtype, device) for data in (train, validation))
+        self.rank, self.processes = 0, 1
+        if _is_distributed():
+            self.rank, self.processes = distributed.get_rank(), distributed.get_world_size()
+        self.share = slice(self.rank, None, self.processes)  # of every batch; all processes draw the whole of it
         self.horizon = min(horizon, self.train.steps - 1)
         self.rng = np.random.default_rng(seed)
         P0 = observer.start_cov(train)
-        self.start_factor = torch.from_numpy(covariance_factor(P0)).to(self.dtype)
+        self.start_factor = torch.from_numpy(covariance_factor(P0)).to(self.device, self.dtype)
         longest = max(self.horizon, self.validation.steps - 1)
         design = observer.linear_design(train)
         predicted, filtered, stationary = design.affine.expected_errors(design.steady, P0, longest)
         self.predicted_weight, self.filtered_weight = (
-            torch.from_numpy(1 / v).to(self.dtype)[:, None] for v in (predicted, filtered)
+            torch.from_numpy(1 / v).to(self.device, self.dtype)[:, None] for v in (predicted, filtered)
         )
-        self.one_step_factor = torch.from_numpy(covariance_factor(stationary)).to(self.dtype)
+        self.one_step_factor = torch.from_numpy(covariance_factor(stationary)).to(self.device, self.dtype)
         self.learning_rate = RELATIVE_LEARNING_RATE * float(np.exp(np.log(np.diag(stationary)).mean() / 2))
         turn = torch.where(observer.model.state_is_angle, 2 * np.pi / observer.coordinates.state_scale, torch.inf)
-        self.turn = turn.to(self.dtype) if bool(observer.model.state_is_angle.any()) else None
+        self.turn = turn.to(self.device, self.dtype) if bool(observer.model.state_is_angle.any()) else None
 
     def square(self, difference):
         if self.turn is not None:
@@ -218,7 +238,7 @@ class _Training:
         return difference.square()
 
     def normal(self, *shape):
-        return torch.from_numpy(self.rng.standard_normal(shape)).to(self.dtype)
+        return torch.from_numpy(self.rng.standard_normal(shape)).to(self.device, self.dtype)
 
     def windows(self):
         """Draw windows: start (batch, nx), states (horizon + 1, batch, nx); inputs, shifts, gaps (horizon, ...)."""
@@ -233,8 +253,9 @@ class _Training:
         shift = None if data.shift is None else data.shift[index[:-1], which]
         start = z[0] + self.normal(self.batch, z.shape[-1]) @ self.start_factor.T
         if data.told is not None:
-            start = torch.where(torch.from_numpy(at_start)[:, None], data.told, start)
-        return start, z, v, shift, None if data.missing is None else data.missing[index[:-1], which]
+            start = torch.where(torch.from_numpy(at_start).to(self.device)[:, None], data.told, start)
+        missing = None if data.missing is None else data.missing[index[:-1], which]
+        return start[self.share], *(None if a is None else a[:, self.share] for a in (z, v, shift, missing))
 
     def rollout_loss(self, start, z, v, shift, missing):
         nx, steps = z.shape[-1], len(v)
@@ -263,12 +284,13 @@ class _Training:
         data, size = self.train, 32 * self.batch
         which = torch.from_numpy(self.rng.integers(data.count, size=size))
         when = torch.from_numpy(self.rng.integers(data.steps - 1, size=size))
-        spread = torch.from_numpy(np.exp(self.rng.uniform(-0.7, 1.1, (size, 1)))).to(self.dtype)
+        spread = torch.from_numpy(np.exp(self.rng.uniform(-0.7, 1.1, (size, 1)))).to(self.device, self.dtype)
+        error = spread * (self.normal(size, data.z.shape[2]) @ self.one_step_factor.T)
+        which, when, error = (part[self.share] for part in (which, when, error))
         now = data.z[when, which]
-        start = now + spread * (self.normal(size, now.shape[1]) @ self.one_step_factor.T)
-        v = torch.nn.functional.pad(
-            data.v[when, which], (0, self.observer.startup.size)
-        )  # errors of the stationary size
+        start = now + error
+        # errors of the stationary size: start-up signals are zero
+        v = torch.nn.functional.pad(data.v[when, which], (0, self.observer.startup.size))
         state, out = self.network.collapsed().step(self.observer.pad(start), v)
         after, nx = data.z[when + 1, which], now.shape[1]
         state = state[:, :nx]
@@ -285,7 +307,7 @@ class _Training:
         if data.told is None:  # a fixed wrong start, the same at every evaluation
             error = (
                 torch.from_numpy(np.random.default_rng(0).standard_normal((data.count, data.z.shape[-1]))).to(
-                    self.dtype
+                    self.device, self.dtype
                 )
                 @ self.start_factor.T
             )
@@ -296,9 +318,21 @@ class _Training:
             records = (None if part is None else part[:-1] for part in (data.v, data.shift, data.missing))
             return self.rollout_loss(start, data.z, *records).item()
 
+    def _shared(self, loss):
+        """Average loss and gradients over the processes, in one message."""
+        if self.processes == 1:
+            return loss.detach()
+        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+        message = torch.cat([loss.detach().reshape(1), *(g.flatten() for g in gradients)]) / self.processes
+        distributed.all_reduce(message)
+        for gradient, part in zip(gradients, message[1:].split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+        return message[0]
+
     def run(self, updates, one_step_updates, learning_rate, patience, checkpoint, resume, progress):
         learning_rate = self.learning_rate if learning_rate is None else learning_rate
         result = FitResult(checkpoint=None if checkpoint is None else str(checkpoint))
+        progress = progress and self.rank == 0
         optimiser = torch.optim.Adam(self.network.parameters(), lr=learning_rate)
         total, done = one_step_updates + updates, 0
         best, best_loss = self._copy(), self.validation_loss()
@@ -316,6 +350,7 @@ class _Training:
                 loss = self.one_step_loss() if done < one_step_updates else self.rollout_loss(*self.windows())
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()
+                loss = self._shared(loss)
                 torch.nn.utils.clip_grad_norm_(self.network.parameters(), 10.0)
                 optimiser.param_groups[0]["lr"] = learning_rate * (0.5 * (1 + np.cos(np.pi * done / total)) + 1e-3)
                 optimiser.step()
@@ -359,6 +394,8 @@ class _Training:
         return {name: value.detach().clone() for name, value in self.network.state_dict().items()}
 
     def _store(self, path, optimiser, best, best_loss, done, result):
+        if self.rank:
+            return
         tensors = {f"best.{k}": v for k, v in best.items()} | {f"last.{k}": v for k, v in self._copy().items()}
         for name, parameter in self.network.named_parameters():
             for key, value in optimiser.state[parameter].items():
@@ -388,7 +425,8 @@ class _Training:
         except RuntimeError as error:
             raise ValueError(f"{path} belongs to an observer of another size: {error}") from error
         for name, parameter in self.network.named_parameters():
-            optimiser.state[parameter] = part(f"adam.{name}.")
+            moments = part(f"adam.{name}.")
+            optimiser.state[parameter] = {k: v if k == "step" else v.to(self.device) for k, v in moments.items()}
         self.rng.bit_generator.state = header["rng"]
         for key, value in header["history"].items():
             setattr(result, key, value)

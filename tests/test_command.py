@@ -59,6 +59,7 @@ def test_catalogue_plant(small, tmp_path, capsys):
             "error_decay.png",
             "estimates.nc",
             "observer.safetensors",
+            "report.html",
             "states.png",
             "training.png",
         )
@@ -72,6 +73,70 @@ def test_catalogue_plant(small, tmp_path, capsys):
         ).contraction_rate
         == 0.99
     )
+
+
+def test_report_stands_alone_and_tells_everything(small, tmp_path, capsys):
+    arguments = ["benchmark", "mass_spring_damper", "--out", str(tmp_path), "--updates", "5", "--seeds", "2"]
+    assert main(arguments) == 0
+    said, page = capsys.readouterr().out, (tmp_path / "mass_spring_damper_report.html").read_text()
+    assert "robustness, predicted" in said and "sensor bias" in said
+    for word in (
+        "Accuracy",
+        "Robustness",
+        "sensor bias",
+        "PROVED",
+        "Settings",
+        "updates</th><td>5",
+        "torch",
+        "Versions",
+    ):
+        assert word in page
+    assert page.count("data:image/png;base64,") == 3
+    assert "http" not in page.replace("https://", "http://").split("<style>")[0] and 'src="/' not in page
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_simulated_data_train_an_observer_that_can_be_certified_and_plotted(small, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    simulated = ["simulate", "pendulum", "--trajectories", "30", "--steps", "60", "--condition", "outliers"]
+    assert main([*simulated, "--out", "runs.nc"]) == 0
+    assert main(["train", "pendulum", "--data", "runs.nc", "--updates", "5"]) == 0
+    assert "data: given, 21 train" in capsys.readouterr().out
+    assert main(["certify", "pendulum_observer.safetensors"]) == 0
+    assert main(["benchmark", "pendulum", "--data", "runs.nc", "--updates", "5", "--out", "."]) == 0
+    before = (tmp_path / "pendulum_states.png").read_bytes()
+    (tmp_path / "pendulum_states.png").unlink()
+    assert main(["plot", "pendulum_estimates.nc"]) == 0
+    assert (tmp_path / "pendulum_states.png").read_bytes() == before
+    assert plants.load_dataset(tmp_path / "runs.nc").sizes["trajectory"] == 30
+
+
+def test_list_names_the_catalogue(capsys):
+    assert main(["list"]) == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in plants.SCENARIOS)
+
+
+def test_completion_is_printed_for_a_shell(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--print-completion", "bash"])
+    assert ended.value.code == 0 and "observers" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["plot", "absent.nc"], "cannot read absent.nc"),
+        (["plot", "runs.nc"], "runs.nc holds no estimates"),
+        (["simulate", "pendulum", "--out", "my_plants.py/x.nc"], "cannot write to the folder"),
+        (["train", "pendulum", "--data", "absent.nc"], "cannot read absent.nc"),
+        (["simulate", "my_plants:duffing"], "give dt= to discretize"),
+    ],
+)
+def test_other_commands_refuse_what_they_cannot_use(small, my_plant, capsys, arguments, message):
+    plants.save_dataset(plants.scenario("pendulum").simulate(2, 5, seed=0), "runs.nc")
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_users_own_plant_with_stated_defaults(small, my_plant, capsys):
