@@ -125,7 +125,9 @@ def as_scenario(
         quiet = simulate(model, trajectories=64, steps=STEPS, seed=0)
         spread = tuple(np.maximum(quiet[name].values.std(axis=(0, 1)), 1e-12) for name in ("x", "y"))
     noise = GaussianNoise((0.02 * spread[0]) ** 2, (0.1 * spread[1]) ** 2)
-    return Scenario(system, model.dt, {}, noise, time_unit="", _model=[model])
+    setting = Scenario(system, model.dt, {}, noise, time_unit="")
+    setting._model.append(model)  # it was made above, and may have warned
+    return setting
 
 
 def read_data(path, model: StateSpaceModel) -> xr.Dataset:

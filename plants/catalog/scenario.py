@@ -51,8 +51,8 @@ class Scenario:
     description: str = ""
     initial_mean: tuple | None = None
     initial_cov: tuple | None = None
-    _model: list = field(default_factory=list, repr=False)
-    _varied: list = field(default_factory=list, repr=False)
+    _model: list = field(default_factory=list, repr=False, init=False)
+    _varied: list = field(default_factory=list, repr=False, init=False)
 
     @property
     def model(self) -> StateSpaceModel:
