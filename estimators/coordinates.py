@@ -78,7 +78,8 @@ class Coordinates:
         Returns
         -------
         v : torch.Tensor
-            (..., time, ninputs + noutputs), scaled.
+            (..., time, ninputs + 2 noutputs): inputs and measurements, scaled, then 1 for each measurement that is
+            missing.
         shift : torch.Tensor
             (..., time, nstates), whole turns by which the state must follow a measured angle that
             jumps between pi and -pi, scaled; to be added before the sample is used.
@@ -86,6 +87,7 @@ class Coordinates:
             (..., noutputs), last measurement of each channel.
         """
         y = wrap(y, self.model.output_is_angle)
+        missing = torch.isnan(y)
         held = torch.full_like(y[..., 0, :], math.nan) if held is None else held.expand_as(y[..., 0, :])
         filled = torch.cat([held[..., None, :], y], dim=-2)
         if bool(torch.isnan(y).any()):
@@ -98,7 +100,7 @@ class Coordinates:
         held, y = filled[..., -1, :], filled[..., 1:, :]
         y = torch.where(torch.isnan(y), self.input_centre[self.model.ninputs :], y)
         scaled = (torch.cat([u.expand(*y.shape[:-1], -1), y], dim=-1) - self.input_centre) / self.input_scale
-        return scaled, shift, held
+        return torch.cat([scaled, missing.to(scaled.dtype)], dim=-1), shift, held
 
     def network_sample(
         self, u: np.ndarray, y: np.ndarray, held: np.ndarray
@@ -111,7 +113,7 @@ class Coordinates:
             shift = 2 * math.pi * turns @ self.carried.numpy() / self.state_scale.numpy()
         centre, nu = self.input_centre.numpy(), self.model.ninputs
         v = np.concatenate([u, np.where(np.isnan(filled), centre[nu:], filled)])
-        return (v - centre) / self.input_scale.numpy(), shift, filled
+        return np.concatenate([(v - centre) / self.input_scale.numpy(), np.isnan(y)]), shift, filled
 
     def sample_to_plant(self, z: np.ndarray) -> np.ndarray:
         """Do as `to_plant` does, for one state in NumPy."""

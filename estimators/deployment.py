@@ -327,7 +327,7 @@ class _OneStep(nn.Module):
         difference = torch.minimum(torch.maximum(filtered[0] - filtered[1], -bound), bound)
         after = filtered @ self.A.T + (v[:nu] @ self.B.T + self.b)
         over = step >= self.length
-        signals = torch.cat([self.fading[now], difference])
+        signals = torch.cat([missing.to(v.dtype), self.fading[now], difference])
         z = z + torch.nn.functional.pad(turned + shift, (0, len(z) - nx))
         following, out = self.recursion.step(z, torch.cat([v, signals]))
         belief = torch.cat(

@@ -67,7 +67,8 @@ class R2DNObserver:
     data (mathematics.md, 6), and training improves on that. On a linear plant that filter is the optimum.
 
     Missing measurements (NaN) are replaced by the channel's last value, before the first by its
-    mean in the training data. A measured angle is brought within a turn, and the angle state
+    mean in the training data, and the network is told which they are: trained on data with gaps
+    (``plants.Condition(missing=...)``) it learns what to make of them. A measured angle is brought within a turn, and the angle state
     follows its jumps between pi and -pi by a whole turn. Both depend on the measurements only (but
     for the turn chosen at the first of them), as do the start-up signals but for their start, which they forget at the
     pace of the affine filter; so the certificate holds as it stands.
@@ -165,10 +166,14 @@ class R2DNObserver:
         design = self.linear_design(dataset)
         self.network.contraction_rate = self.settings["contraction_rate"] = design.contraction_rate
         self.startup = Startup.of(design, self.start_cov(dataset))
+        gaps = slice(model.ninputs + model.noutputs, model.ninputs + 2 * model.noutputs)
+        with torch.no_grad():  # what no data has shown yet has no effect
+            self.network.D12[:, gaps] = 0.0
+            self.network.B2[:, gaps] = 0.0
         if self.initialisation == "random":
             return
         affine, K, L, nx = design.affine, design.steady.filter_gain, design.steady.predictor_gain, model.nstates
-        silent = np.zeros((nx, self.startup.size))
+        silent = np.zeros((nx, model.noutputs + self.startup.size))
         closed, into, offset = (
             affine.A - L @ affine.C,
             np.hstack([affine.B - L @ affine.D, L, silent]),
@@ -193,7 +198,7 @@ class R2DNObserver:
         rng = np.random.default_rng(self.seed)
         pace = self.contraction_rate * np.linspace(0.5, 0.95, extra)
         into = (1 - pace)[:, None] * rng.standard_normal((extra, B.shape[1]))
-        into[:, -self.startup.size :] = 0.0
+        into[:, -self.startup.size - self.model.noutputs :] = 0.0
         return scipy.linalg.block_diag(A, np.diag(pace)), np.vstack([B, into]), np.concatenate([b, np.zeros(extra)])
 
     def pad(self, z: torch.Tensor) -> torch.Tensor:
@@ -211,7 +216,8 @@ class R2DNObserver:
         affine = AffineModel.fit(self.model, dataset, x, self.coordinates)
         z = self.coordinates.from_plant(x)
         sample = slice(None, None, max(1, len(x) // 64))
-        records = (a[sample, :1000].transpose(0, 1).numpy() for a in (z, v))
+        signals = v[..., : self.model.ninputs + self.model.noutputs]
+        records = (a[sample, :1000].transpose(0, 1).numpy() for a in (z, signals))
         return affine.gains(self.settings["contraction_rate"], *records)
 
     def start_cov(self, dataset: xr.Dataset) -> np.ndarray:

@@ -37,8 +37,8 @@ class ObserverFile(NamedTuple):
 
 
 def make_network(ninputs: int, nstates: int, noutputs: int, settings: dict, generator=None) -> R2DN:
-    """Network of an observer of a plant of these sizes: sees (u, y, start-up signals), gives two estimates."""
-    seen = ninputs + noutputs + 1 + nstates
+    """Network of an observer of a plant of these sizes: sees (u, y, gaps, start-up signals), gives two estimates."""
+    seen = ninputs + 2 * noutputs + 1 + nstates
     return R2DN(seen, noutputs=2 * nstates, generator=generator, **{"nstates": nstates} | settings)
 
 

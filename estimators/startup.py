@@ -165,7 +165,7 @@ class Startup:
         state : StartupState
             At the first sample.
         v : torch.Tensor
-            (time, ..., ninputs + noutputs), scaled inputs and measurements.
+            (time, ..., ninputs + noutputs or more), scaled inputs and measurements first.
         shift : torch.Tensor or None
             (time, ..., nstates), turns that the state follows, before the sample is used.
         missing : torch.Tensor, optional
@@ -189,7 +189,7 @@ class Startup:
         def flat(part, size):
             return part.expand(*part.shape[:1], *lead, size).reshape(part.shape[0], lead.numel(), size)
 
-        u, y = v[:steps, ..., :nu], v[:steps, ..., nu:]
+        u, y = v[:steps, ..., :nu], v[:steps, ..., nu : nu + len(C)]
         target, into, z = flat(y - u @ D.T - d, len(C)), flat(u @ B.T + b, nx), flat(state.filters, nx)
         shift = None if shift is None else flat(shift, nx)
         missing = None if missing is None or not bool(missing.any()) else flat(missing, len(C))
@@ -214,7 +214,7 @@ class Startup:
         if k >= self.length:
             return found, state
         A, B, b, C, D, d, gains, bounds = self._arrays
-        u, y = v[: B.shape[1]], v[B.shape[1] :]
+        u, y = v[: B.shape[1]], v[B.shape[1] : B.shape[1] + len(C)]
         z = state.filters.numpy() + shift
         innovation = np.where(missing, 0.0, y - D @ u - d - z @ C.T)
         filtered = z + np.matmul(innovation[:, None], gains[k])[:, 0]

@@ -68,7 +68,7 @@ def enclosed_residuals(tracker: Tracker, observer, model, embedding: Embedding, 
         after, y = (np.array(g(x, u, t[0]), dtype=object) for g in (record.step, record.output))
         scaled, ahead = (x - centre) / scale, (after - centre) / scale
         z = embedding.on_scalars(scaled)
-        faded = np.zeros(observer.startup.size, dtype=object)
+        faded = np.zeros(model.noutputs + observer.startup.size, dtype=object)
         v = np.concatenate([(np.concatenate([u, y]) - middle) / spread, faded])
         rest = embedding.on_scalars(ahead) - (A @ z + B2 @ v + bx)
         truth = np.concatenate([scaled if kind == "filtered" else ahead for kind in tracker.kinds])
