@@ -25,6 +25,9 @@ from plants.arrays import as_tensor
 from plants.model import StateSpaceModel
 from plants.schema import to_tensors, validate
 
+LIFTED = 8
+"""Up to so many states an observer has twice as many, unless told otherwise."""
+
 
 class ObserverState(NamedTuple):
     """Belief of an observer.
@@ -68,8 +71,8 @@ class R2DNObserver:
 
     Missing measurements (NaN) are replaced by the channel's last value, before the first by its
     mean in the training data, and the network is told which they are: trained on data with gaps
-    (``plants.Condition(missing=...)``) it learns what to make of them. A measured angle is brought within a turn, and the angle state
-    follows its jumps between pi and -pi by a whole turn. Both depend on the measurements only (but
+    (``plants.Condition(missing=...)``) it learns what to make of them. A measured angle is brought within a turn, and
+    the angle state follows its jumps between pi and -pi by a whole turn. Both depend on the measurements only (but
     for the turn chosen at the first of them), as do the start-up signals but for their start, which they forget at the
     pace of the affine filter; so the certificate holds as it stands.
 
@@ -84,9 +87,10 @@ class R2DNObserver:
     contraction_rate : float, optional
         Designed rate, in (0, 1]. Default: from the data, 0.99 or, for a slow plant, what its best gain needs.
     nstates : int, optional
-        Size of the observer's state, at least the plant's, which is the default. More of it lets an observer track
-        plants that none of their own size can in a constant metric (see :func:`estimators.check_plant`): the estimate
-        is a learned linear map of the whole state, the further ones start at zero.
+        Size of the observer's state, at least the plant's. Default: twice the plant's, above ``LIFTED`` states the
+        plant's. The estimate is a learned linear map of the whole state, the further ones start at zero; they remember
+        what the plant's own cannot, and let an observer track plants that none of their own size can in a constant
+        metric (see :func:`estimators.check_plant`).
     activation : {'relu', 'leaky_relu', 'elu', 'tanh', 'sigmoid', 'softplus'}
         Of the network.
     initialisation : {'kalman', 'random'}
@@ -106,8 +110,8 @@ class R2DNObserver:
         self,
         model: StateSpaceModel,
         *,
-        nfeedback: int = 16,
-        hidden: Sequence[int] = (48, 48),
+        nfeedback: int = 32,
+        hidden: Sequence[int] = (64, 64),
         contraction_rate: float | None = None,
         nstates: int | None = None,
         activation: str = "relu",
@@ -119,7 +123,8 @@ class R2DNObserver:
         if initialisation not in ("kalman", "random"):
             raise ValueError(f"initialisation must be 'kalman' or 'random', got {initialisation!r}")
         self.model, self.initialisation, self.seed = model, initialisation, int(seed)
-        self.nstates = model.nstates if nstates is None else check_sizes(nstates=nstates)
+        lifted = model.nstates * (2 if model.nstates <= LIFTED else 1)
+        self.nstates = lifted if nstates is None else check_sizes(nstates=nstates)
         if self.nstates < model.nstates:
             raise ValueError(f"nstates must be at least the plant's {model.nstates}, got {nstates}")
         self.settings = {

@@ -150,7 +150,8 @@ def refine(subject, rate: float | None = None) -> Certificate:
     else:
         matrices = subject.explicit() if isinstance(subject, R2DNObserver | Recurrent) else subject
         if isinstance(subject, R2DNObserver):
-            scale = subject.coordinates.state_scale.numpy()
+            scale = np.ones(subject.nstates)
+            scale[: subject.model.nstates] = subject.coordinates.state_scale.numpy()
         designed = certify(matrices)
         loop, P = Loop.of(matrices), designed.metric
     if designed.verdict != "proved":

@@ -116,9 +116,10 @@ def runs_of_two_starts(observer, data, settled):
     one, two = (observer.init(rng.normal(size=(len(y), 2))) for _ in range(2))
     if settled:
         one, two = (state._replace(startup=None) for state in (one, two))
-    distances = []
+    distances, scale = [], torch.ones(observer.nstates, dtype=torch.float64)
+    scale[:2] = observer.coordinates.state_scale
     for k in range(u.shape[1]):
-        e = (one.z - two.z) * observer.coordinates.state_scale
+        e = (one.z - two.z) * scale
         distances.append(torch.einsum("bi,ij,bj->b", e, metric, e).sqrt())
         one, two = observer.step(one, u[:, k], y[:, k])[0], observer.step(two, u[:, k], y[:, k])[0]
     return torch.stack(distances)
