@@ -144,6 +144,7 @@ class R2DNObserver:
         )
         self.coordinates: Coordinates | None = None
         self.startup: Startup | None = None
+        self.error_cov: torch.Tensor | None = None
 
     @property
     def contraction_rate(self) -> float:
@@ -251,7 +252,7 @@ class R2DNObserver:
         x0 : array_like
             (..., nstates).
         P0 : ignored
-            An observer carries no covariance.
+            The observer's start-up believes the covariance of its training data.
 
         Returns
         -------
@@ -281,7 +282,7 @@ class R2DNObserver:
         state : ObserverState
             For k+1.
         estimate : Estimate
-            At k: predicted and filtered, no covariance.
+            At k: predicted and filtered, with covariances after `calibrate`.
         """
         if not isinstance(state, ObserverState):
             raise TypeError(f"state must be the ObserverState that init or step returned, got {type(state).__name__}")
@@ -300,7 +301,8 @@ class R2DNObserver:
         z, out = state.matrices.step(z + self.pad(shift), torch.cat([v, signals[0]], -1))
         nx = self.model.nstates
         following = state._replace(z=z, predicted=out[..., nx:], held=held, startup=startup)
-        return following, Estimate(self.coordinates.to_plant(state.predicted), self.coordinates.to_plant(out[..., :nx]))
+        estimates = (self.coordinates.to_plant(part) for part in (state.predicted, out[..., :nx]))
+        return following, Estimate(*estimates, *self._covariances(state, lead, None))
 
     def _startup(self, state, z, v, shift, missing):
         """Start-up signals over a record, time first; where the frame of the start was chosen they follow."""
@@ -333,7 +335,7 @@ class R2DNObserver:
             ),
         )
         following = state._replace(z=z, predicted=predicted, held=held, startup=startup)
-        return following, Estimate(before, filtered)
+        return following, Estimate(before, filtered, *self._covariances(state, (), None))
 
     def settled_input(self, u: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Network input, (..., time, size), and turns of the state for records, the start-up signals having faded."""
@@ -365,7 +367,58 @@ class R2DNObserver:
             _, out = rollout(state.matrices, z + shift[0], v, following, states=False)
         out = out.transpose(0, 1).reshape(*lead, steps, 2 * nx)
         predicted = torch.cat([state.predicted.expand(*lead, nx)[..., None, :], out[..., :-1, nx:]], dim=-2)
-        return Estimate(self.coordinates.to_plant(predicted), self.coordinates.to_plant(out[..., :nx]))
+        estimates = (self.coordinates.to_plant(part) for part in (predicted, out[..., :nx]))
+        return Estimate(*estimates, *self._covariances(state, lead, steps))
+
+    def _covariances(self, state, lead, steps):
+        """Calibrated covariances of an instant (steps None) or of a record; (None, None) without calibration."""
+        if self.error_cov is None:
+            return None, None
+        last = len(self.error_cov) - 1
+        first = last if state.startup is None else state.startup.step
+        at = min(first, last) if steps is None else torch.arange(first, first + steps).clamp(max=last)
+        both = self.error_cov[at]
+        shape = (*lead, *(() if steps is None else (steps,)), *both.shape[-2:])
+        return both[..., 0, :, :].expand(shape), both[..., 1, :, :].expand(shape)
+
+    def calibrate(self, dataset: xr.Dataset) -> None:
+        """Learn the covariance of its errors, so that estimates come with one.
+
+        The second moment of the errors on the dataset at each time since the start, as long as the start-up lasts, and
+        one for all times after it. It does not depend on the state: honest on average over data like these, which
+        should not be those of the training.
+
+        Parameters
+        ----------
+        dataset : xarray.Dataset
+            Trajectories with true states, started as the dataset tells; at least ten for each state.
+
+        Raises
+        ------
+        ValueError
+            Data do not fit, are too few, or say nothing about the start; the observer has not been initialised.
+        """
+        self._require_data()
+        validate(dataset, self.model, states=True)
+        nx, (count, steps) = self.model.nstates, (dataset.sizes["trajectory"], dataset.sizes["time"])
+        if count < 10 * nx:
+            raise ValueError(f"dataset has {count} trajectories, a covariance of {nx} states needs at least {10 * nx}")
+        if "initial_mean" not in dataset:
+            raise ValueError("dataset does not tell where the estimate starts: give initial_mean to from_arrays")
+        x, u, y = to_tensors(dataset)
+        self.error_cov = None
+        x0 = torch.from_numpy(dataset["initial_mean"].values).expand(count, -1)
+        estimate = self.estimate_sequence(self.init(x0), u, y)
+        errors = torch.stack([wrap(e - x, self.model.state_is_angle) for e in (estimate.predicted, estimate.filtered)])
+        moments = torch.einsum("kbti,kbtj->tkij", errors, errors) / count
+        over = min(self.startup.length, 2 * steps // 3)
+        steady = moments[over:].mean(0, keepdim=True)
+        # neighbouring times share what they have, once errors no longer fall from sample to sample
+        smooth = moments[:over].clone()
+        for k in range(6, over):
+            smooth[k] = moments[k - 2 : k + 3].mean(0)
+        late = steady.expand(max(0, self.startup.length - over) + 1, -1, -1, -1)
+        self.error_cov = torch.cat([smooth, late]).contiguous()
 
     def _flat(self, state, lead):
         """State with one batch dimension, as far as the start-up needs it."""
@@ -407,7 +460,7 @@ class R2DNObserver:
         """
         self._require_data()
         settings = self.settings | {"initialisation": self.initialisation, "seed": self.seed}
-        tensors = self.coordinates.tensors(), self.startup.matrices
+        tensors = self.coordinates.tensors(), self.startup.matrices, self.error_cov
         observer_file.write(path, self.network, *tensors, settings, self.model)
 
     @classmethod
@@ -449,5 +502,5 @@ class R2DNObserver:
                 )
         observer = cls(model, **found.settings)
         observer.network, observer.coordinates = found.network, Coordinates(model, **found.coordinates)
-        observer.startup = Startup(**found.startup)
+        observer.startup, observer.error_cov = Startup(**found.startup), found.error_cov
         return observer

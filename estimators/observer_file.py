@@ -23,6 +23,8 @@ class ObserverFile(NamedTuple):
         Name to float64 tensor, as :class:`estimators.coordinates.Coordinates` takes them.
     startup : dict
         Name to float64 tensor, as :class:`estimators.startup.Startup` takes them.
+    error_cov : torch.Tensor or None
+        (time, 2, nstates, nstates), calibrated covariances.
     settings : dict
         Arguments of R2DNObserver.
     plant : dict
@@ -32,6 +34,7 @@ class ObserverFile(NamedTuple):
     network: R2DN
     coordinates: dict[str, torch.Tensor]
     startup: dict[str, torch.Tensor]
+    error_cov: torch.Tensor | None
     settings: dict
     plant: dict
 
@@ -42,7 +45,7 @@ def make_network(ninputs: int, nstates: int, noutputs: int, settings: dict, gene
     return R2DN(seen, noutputs=2 * nstates, generator=generator, **{"nstates": nstates} | settings)
 
 
-def write(path, network: R2DN, coordinates: dict, startup: dict, settings: dict, model) -> None:
+def write(path, network: R2DN, coordinates: dict, startup: dict, error_cov, settings: dict, model) -> None:
     """Write a file, atomically.
 
     Parameters
@@ -53,6 +56,8 @@ def write(path, network: R2DN, coordinates: dict, startup: dict, settings: dict,
         Of the observer.
     coordinates, startup : dict
         Their tensors by name.
+    error_cov : torch.Tensor or None
+        Calibrated covariances.
     settings : dict
         Arguments of R2DNObserver, ``initialisation`` and ``seed`` among them.
     model : StateSpaceModel
@@ -61,6 +66,8 @@ def write(path, network: R2DN, coordinates: dict, startup: dict, settings: dict,
     tensors = {f"network.{k}": v.detach().contiguous() for k, v in network.state_dict().items()}
     tensors |= {f"coordinates.{k}": v for k, v in coordinates.items()}
     tensors |= {f"startup.{k}": v for k, v in startup.items()}
+    if error_cov is not None:
+        tensors["error_cov"] = error_cov
     plant = {"name": model.name, "dt": model.dt}
     plant |= {what: getattr(model, f"{what[:-1]}_labels") for what in ("states", "inputs", "outputs")}
     save_safetensors(path, tensors, {"format": FORMAT, "settings": settings, "plant": plant})
@@ -86,11 +93,14 @@ def read(path) -> ObserverFile:
                     raise ValueError(f"{name} has shape {tuple(group[name].shape)}, needs {shape} of float64")
                 if not bool(torch.isfinite(group[name]).all()):
                     raise ValueError(f"{name} holds values that are not finite")
+        error_cov = tensors.get("error_cov")
+        if error_cov is not None and (error_cov.shape[1:] != (2, nx, nx) or error_cov.dtype != torch.float64):
+            raise ValueError(f"error_cov has shape {tuple(error_cov.shape)}, needs (time, 2, {nx}, {nx}) of float64")
         if not all(bool((coordinates[name] > 0).all()) for name in ("state_scale", "input_scale")):
             raise ValueError("a scale is not positive")
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-    return ObserverFile(network, coordinates, startup, settings, plant)
+    return ObserverFile(network, coordinates, startup, error_cov, settings, plant)
 
 
 def _part(tensors, prefix):

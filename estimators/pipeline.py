@@ -300,6 +300,8 @@ def train_observer(
         checkpoint=checkpoint,
         progress=progress,
     )
+    if datasets["validation"].sizes["trajectory"] >= 10 * model.nstates and "initial_mean" in datasets["validation"]:
+        observer.calibrate(datasets["validation"])
     say(
         f"R2DN trained: {sum(p.numel() for p in observer.network.parameters())} parameters, "
         f"{history.wall_time:.0f} s, kept update {history.best_update} of {history.updates[-1]}; "

@@ -1,3 +1,4 @@
+import copy
 import json
 import os
 import signal
@@ -243,6 +244,44 @@ def test_a_start_known_exactly_trains_too(setting):
     data = plants.simulate(setting.model, trajectories=12, steps=40, seed=0, noise=setting.noise, initial_cov=[0, 0])
     history = est.R2DNObserver(setting.model, **SMALL).fit(data, **SHORT)
     assert np.isfinite(history.train_loss).all() and np.isfinite(history.validation_loss).all()
+
+
+class TestCalibration:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def calibrated(cls, trained_pair):
+        observer, _ = trained_pair
+        copied = copy.deepcopy(observer)
+        copied.calibrate(plants.scenario("pendulum").simulate(4000, 150, seed=40))
+        return copied
+
+    def test_covariances_are_honest_on_fresh_data_from_the_start_on(self, calibrated):
+        fresh = plants.scenario("pendulum").simulate(4000, 150, seed=41)
+        found = est.run(calibrated, fresh)
+        for kind in ("predicted", "filtered"):
+            error = est.metrics.errors(calibrated.model, found[kind], fresh["x"])
+            nees = est.metrics.nees(error, found[f"{kind}_cov"].values).mean(0) / 2
+            # 400 trajectories give a covariance to 5 %, 600 a mean NEES to 6 %
+            assert nees.min() > 0.7 and nees.max() < 1.4
+            assert nees[100:].mean() == pytest.approx(1.0, abs=0.1)
+
+    def test_benchmark_tells_the_consistency_of_an_observer_too(self, calibrated):
+        table = est.benchmark({"R2DN": calibrated}, plants.scenario("pendulum").simulate(200, 150, seed=42))
+        assert table["nees"].values[0] == pytest.approx(1.0, abs=0.15)
+
+    def test_steps_and_records_and_files_agree(self, calibrated, tmp_path):
+        data = plants.scenario("pendulum").simulate(1, 120, seed=43)
+        calibrated.save(tmp_path / "x.safetensors")
+        again = est.load(tmp_path / "x.safetensors", calibrated.model)
+        found, state = est.run(calibrated, data), again.init(data["initial_mean"].values)
+        for k in range(120):
+            state, estimate = again.step(state, data["u"].values[0, k], data["y"].values[0, k])
+            np.testing.assert_array_equal(estimate.filtered_cov, found["filtered_cov"].values[0, k])
+            np.testing.assert_array_equal(estimate.predicted_cov, found["predicted_cov"].values[0, k])
+
+    def test_too_few_trajectories_are_refused(self, calibrated):
+        with pytest.raises(ValueError, match="has 5 trajectories, a covariance of 2 states needs at least 20"):
+            calibrated.calibrate(plants.scenario("pendulum").simulate(5, 50, seed=0))
 
 
 class TestBadInput:
