@@ -261,8 +261,8 @@ class TestCalibration:
         for kind in ("predicted", "filtered"):
             error = est.metrics.errors(calibrated.model, found[kind], fresh["x"])
             nees = est.metrics.nees(error, found[f"{kind}_cov"].values).mean(0) / 2
-            # 400 trajectories give a covariance to 5 %, 600 a mean NEES to 6 %
-            assert nees.min() > 0.7 and nees.max() < 1.4
+            # errors of this hardly trained observer have heavy tails: 400 trajectories gave 0.7 to 1.6
+            assert nees.min() > 0.8 and nees.max() < 1.2
             assert nees[100:].mean() == pytest.approx(1.0, abs=0.1)
 
     def test_benchmark_tells_the_consistency_of_an_observer_too(self, calibrated):
