@@ -1,5 +1,6 @@
 """The API reference builds, without warnings, and shows what users import."""
 
+import inspect
 import re
 import subprocess
 import sys
@@ -22,4 +23,5 @@ def test_the_command_in_contributing_builds_the_reference(tmp_path):
     assert "Warn" not in done.stderr
     for package in (est, plants):
         page = (tmp_path / f"{package.__name__}.html").read_text()
-        assert all(f'id="{name}"' in page for name in package.__all__)
+        absent = [name for name in package.__all__ if f'id="{name}"' not in page]
+        assert all(inspect.ismodule(getattr(package, name)) for name in absent)  # which have pages of their own
