@@ -13,9 +13,9 @@ import plants
 
 
 def pytest_collection_modifyitems(items):
-    """Notebooks of the studies take a minute or two each."""
+    """Notebooks take a minute or two each: the first alone is among the fast tests."""
     for item in items:
-        if item.path.suffix == ".ipynb" and item.path.name.startswith("study_"):
+        if item.path.suffix == ".ipynb" and not item.path.name.startswith("01_"):
             item.add_marker(pytest.mark.slow)
 
 
