@@ -424,8 +424,8 @@ class R2DNObserver:
         """State with one batch dimension, as far as the start-up needs it."""
         startup = state.startup
         if startup is not None:
-            filters = startup.filters.expand(2, *lead, -1).reshape(2, lead.numel(), -1)
-            startup = StartupState(startup.step, filters)
+            filters = [part.expand(*lead, -1).reshape(lead.numel(), -1) for part in startup.filters]
+            startup = StartupState(startup.step, torch.stack(filters))
         return state._replace(z=state.z.expand(*lead, -1).reshape(lead.numel(), -1), startup=startup)
 
     def _first_frame(self, state, u, y):

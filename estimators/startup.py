@@ -190,7 +190,8 @@ class Startup:
             return part.expand(*part.shape[:1], *lead, size).reshape(part.shape[0], lead.numel(), size)
 
         u, y = v[:steps, ..., :nu], v[:steps, ..., nu : nu + len(C)]
-        target, into, z = flat(y - u @ D.T - d, len(C)), flat(u @ B.T + b, nx), flat(state.filters, nx)
+        target, into = flat(y - u @ D.T - d, len(C)), flat(u @ B.T + b, nx)
+        z = torch.stack([part.expand(*lead, nx).reshape(lead.numel(), nx) for part in state.filters])
         shift = None if shift is None else flat(shift, nx)
         missing = None if missing is None or not bool(missing.any()) else flat(missing, len(C))
         filtered = []

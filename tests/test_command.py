@@ -212,7 +212,7 @@ class TestCertify:
         assert main(["certify", "pendulum.safetensors"]) == 0
         said = capsys.readouterr().out
         for word in (
-            "observer of 'pendulum', 2 states, dt = 0.05",
+            "observer of 'pendulum', 4 states, dt = 0.05",
             "PROVED",
             "gains of noise",
             "angle -> filtered theta",
