@@ -31,6 +31,7 @@ from estimators.particles import EnsembleKalmanFilter, ParticleFilter, ParticleS
 from estimators.plotting import plot_consistency, plot_error_decay, plot_estimates, plot_training, plot_tube
 from estimators.replay import Replay
 from estimators.run import run, smooth
+from estimators.search import SearchResult, search
 from estimators.training import FitResult
 
 load = R2DNObserver.load
@@ -63,6 +64,7 @@ __all__ = [
     "R2DNObserver",
     "RENMatrices",
     "Replay",
+    "SearchResult",
     "SteadyState",
     "TuneResult",
     "UnscentedKalmanFilter",
@@ -84,6 +86,7 @@ __all__ = [
     "plot_tube",
     "refine",
     "run",
+    "search",
     "smooth",
     "steady_state",
     "to_control",

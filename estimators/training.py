@@ -175,6 +175,16 @@ def fit(
     return result
 
 
+def default_learning_rate(observer, train: xr.Dataset, steps: int = 100) -> float:
+    """Learning rate that :func:`fit` takes by default for an initialised observer and these data."""
+    design = observer.linear_design(train)
+    return _learning_rate(design.affine.expected_errors(design.steady, observer.start_cov(train), steps)[2])
+
+
+def _learning_rate(stationary):
+    return RELATIVE_LEARNING_RATE * float(np.exp(np.log(np.diag(stationary)).mean() / 2))
+
+
 def _is_distributed():
     return distributed.is_available() and distributed.is_initialized()
 
@@ -225,7 +235,7 @@ class _Training:
             torch.from_numpy(1 / v).to(self.device, self.dtype)[:, None] for v in (predicted, filtered)
         )
         self.one_step_factor = torch.from_numpy(covariance_factor(stationary)).to(self.device, self.dtype)
-        self.learning_rate = RELATIVE_LEARNING_RATE * float(np.exp(np.log(np.diag(stationary)).mean() / 2))
+        self.learning_rate = _learning_rate(stationary)
         turn = torch.where(observer.model.state_is_angle, 2 * np.pi / observer.coordinates.state_scale, torch.inf)
         self.turn = turn.to(self.device, self.dtype) if bool(observer.model.state_is_angle.any()) else None
 

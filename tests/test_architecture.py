@@ -81,6 +81,7 @@ ORDER = [
     "estimators.training",
     "estimators.observer_file",
     "estimators.observer",
+    "estimators.search",
     "estimators.network_observer",
     "estimators.deployment",
     "estimators.run",
