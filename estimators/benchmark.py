@@ -1,6 +1,7 @@
 """Compare estimators on the same data: predicted with predicted, filtered with filtered."""
 
 import time
+import warnings
 from collections.abc import Mapping
 
 import numpy as np
@@ -55,10 +56,16 @@ def benchmark(
         (estimator, kind, trajectory, time, state) and, for linear plants whose noise is known,
         ``optimum`` (kind, state), the Kalman RMSE in steady state. ``.est.summary()`` makes a table.
 
+    Warns
+    -----
+    UserWarning
+        An estimator failed: its row is NaN, ``attrs['failures']`` says why, the others are scored.
+
     Raises
     ------
     ValueError
-        No estimators, different plants, data without states, a transient as long as the record.
+        Every estimator failed (the error of the first); no estimators, different plants, data without states, a
+        transient as long as the record.
     """
     model = check_same_plant(estimators)
     validate(dataset, model, states=True)
@@ -74,9 +81,13 @@ def benchmark(
     table = np.full((2, len(names), 2, 2, nx), np.nan)  # rmse and nrmse
     x_hat = np.full((len(names), 2, *truth.shape), np.nan)
     settling, consistency, latency = (np.full(len(names), np.nan) for _ in range(3))
-    diverged = np.zeros(len(names), dtype=int)
+    diverged, failures = np.zeros(len(names), dtype=int), {}
     for i, name in enumerate(tqdm(names, desc="benchmark", unit="estimator", disable=not progress)):
-        estimate = estimate_batch(estimators[name], dataset, x0=x0, P0=P0, progress=progress)
+        try:
+            estimate = estimate_batch(estimators[name], dataset, x0=x0, P0=P0, progress=progress)
+        except (ValueError, FloatingPointError, np.linalg.LinAlgError) as error:
+            failures[name] = error
+            continue
         for j, kind in enumerate(KINDS):
             values = getattr(estimate, kind)
             if values is None:
@@ -93,6 +104,10 @@ def benchmark(
                 nees(error[:, parts["steady"]], estimate.predicted_cov[:, parts["steady"]].numpy()).mean() / nx
             )
         latency[i] = step_time(estimators[name], dataset, x0, P0)
+    if len(failures) == len(names):
+        raise failures[names[0]]
+    for name, error in failures.items():
+        warnings.warn(f"{name} failed and has no numbers: {error}", UserWarning, stacklevel=2)
     dims = ("estimator", "kind", "phase", "state")
     variables = {
         "rmse": (dims, table[0]),
@@ -123,6 +138,7 @@ def benchmark(
             "transient": first * model.dt,
             "time_unit": dataset.attrs.get("time_unit", ""),
             "trajectories": len(truth),
+            "failures": "\n".join(f"{name}: {error}" for name, error in failures.items()),
         },
     )
 

@@ -43,7 +43,7 @@ def format_table(table: xr.Dataset, certificates: dict[str, Certificate] | None 
             [
                 str(name),
                 *(f"{v:.4g}" for v in steady[i]),
-                *(f"{v:.3f}" for v in steady[i] / np.nanmin(steady, axis=0)),
+                *(f"{v:.3f}" for v in steady[i] / np.fmin.reduce(steady, axis=0)),
                 *(f"{v:.4g}" for v in transient[i]),
             ]
             for i, name in enumerate(table["estimator"].values)
@@ -54,7 +54,7 @@ def format_table(table: xr.Dataset, certificates: dict[str, Certificate] | None 
                 [
                     "optimum",
                     *(f"{v:.4g}" for v in limit),
-                    *(f"{v:.3f}" for v in limit / np.nanmin(steady, axis=0)),
+                    *(f"{v:.3f}" for v in limit / np.fmin.reduce(steady, axis=0)),
                     *("" for _ in states),
                 ]
             )

@@ -131,6 +131,23 @@ def test_table_and_figures(setting, data, trained_pair):
         assert figure.axes[0].get_lines()
 
 
+def test_a_failing_estimator_has_an_empty_row_and_the_others_their_numbers(setting, data):
+    class Broken(Fixed):
+        def estimate_sequence(self, state, u, y):
+            raise ValueError("no luck today")
+
+    truth = data["x"].values
+    both = {"good": Fixed(setting.model, truth, 0.1), "broken": Broken(setting.model, truth, 0.1)}
+    with pytest.warns(UserWarning, match="broken failed and has no numbers: no luck today"):
+        table = est.benchmark(both, data)
+    assert np.isnan(table["rmse"].sel(estimator="broken")).all()
+    assert np.isfinite(table["rmse"].sel(estimator="good", kind="predicted")).all()
+    assert table.attrs["failures"] == "broken: no luck today"
+    assert "broken" in format_table(table)
+    with pytest.raises(ValueError, match="no luck today"):
+        est.benchmark({"broken": both["broken"]}, data)
+
+
 class TestBadInput:
     def test_estimators_and_data(self, setting, data):
         with pytest.raises(ValueError, match="estimators is empty"):
