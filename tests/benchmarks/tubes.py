@@ -73,7 +73,8 @@ def compare(name, updates=2500, rate=0.99, fresh=FRESH):
     """Train, bound and count."""
     setting = plants.scenario(name)
     model = setting.model
-    observer = est.R2DNObserver(model, contraction_rate=rate)
+    # no larger than the plant: the semidefinite programmes of bounded noise take minutes for the default size
+    observer = est.R2DNObserver(model, contraction_rate=rate, nstates=model.nstates, nfeedback=16, hidden=(48, 48))
     history = observer.fit(
         setting.simulate(4096, STEPS, seed=0), setting.simulate(256, STEPS, seed=1), updates=updates, progress=False
     )
