@@ -171,17 +171,18 @@ class AffineModel:
         scores = [self._tracking_error(option, states, inputs) for option in options]
         chosen = int(np.nanargmin(scores))
         best = Design(self, options[chosen], INFLATIONS[chosen] * self.Q_fit, 1.0, rate or DEFAULT_RATE)
-        wanted = STABILITY_RESERVE * best.contraction_rate
-        if best.radius < wanted:
-            return best
-        if rate is None:
+        wanted = _pace(best.contraction_rate)
+        if rate is None and best.radius >= wanted:
             if best.radius > SLOWEST:
                 raise ValueError(
                     f"no observer of this plant forgets its start in less than {1 / (1 - SLOWEST):.0f} steps: the best "
                     f"gain contracts at {best.radius:.7f} a step; a state that the outputs do not show neither decays "
                     "nor is driven by noise: measure it, or leave it out"
                 )
-            return best._replace(contraction_rate=(1 + best.radius) / 2)
+            best = best._replace(contraction_rate=(1 + best.radius) / 2)
+            wanted = _pace(best.contraction_rate)
+        if best.radius < wanted:
+            return best
         warnings.warn(
             f"the Kalman predictor contracts at {best.radius:.4f} a step, slower than the contraction rate "
             f"{rate:g} asked for: the observer starts from a faster, noisier gain; "
@@ -259,6 +260,12 @@ class AffineModel:
         # nor does a start that is known exactly make the first samples infinitely important
         predicted, filtered = (np.maximum(e, TRANSIENT_SHARE * e[-1]) for e in expected)
         return predicted, filtered, observer[2]
+
+
+def _pace(rate):
+    """Spectral radius below which a linear start may contract, for a contraction rate: strictly faster than it."""
+    # of a rate next to 1 the reserve is a share of what is left to 1
+    return STABILITY_RESERVE * rate if rate == 1 else max(STABILITY_RESERVE * rate, 1 - 1.5 * (1 - rate))
 
 
 class Design(NamedTuple):

@@ -1,10 +1,11 @@
 """Conditions under which estimators are tried: data that differ from a scenario's nominal ones, batched."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import control as ct
 import numpy as np
+import scipy.linalg
 import xarray as xr
 
 from plants.catalog.scenario import Scenario
@@ -22,7 +23,7 @@ class Condition:
     Parameters
     ----------
     parameter_error : float
-        Every parameter of every trajectory's plant is wrong by this share, up or down.
+        Every parameter that the plant's system stores is wrong by this share, up or down, in each trajectory.
     noise : callable, optional
         From the scenario's noise to that of the data.
     missing : float
@@ -100,13 +101,7 @@ class Condition:
             u = np.concatenate([u, np.broadcast_to(factors, (trajectories, steps, len(values)))], axis=-1)
             if noise.input_cov is not None:
                 exact = np.zeros((len(values), len(values)))
-                noise = type(noise)(
-                    noise.process_cov,
-                    noise.measurement_cov,
-                    input_cov=np.block(
-                        [[noise.input_cov, np.zeros((nu, len(values)))], [np.zeros((len(values), nu)), exact]]
-                    ),
-                )
+                noise = replace(noise, input_cov=scipy.linalg.block_diag(noise.input_cov, exact))
         start = {"initial_mean": setting.initial_mean, "initial_cov": setting.initial_cov}
         nominal = simulate(told, trajectories=1, steps=1, seed=0, **start)
         if self.anywhere:
@@ -138,7 +133,8 @@ def varied_model(setting: Scenario) -> tuple[StateSpaceModel, np.ndarray]:
         values = {name: float(v) for name, v in system.params.items() if isinstance(v, int | float) and v}
         if not values:
             raise ValueError(
-                f"{system.name!r} stores no parameters that could be wrong: give them to control.nlsys as params="
+                f"{system.name!r} stores no parameters that could be wrong: give them to control.nlsys, "
+                "params={name: value}"
             )
         region = {**setting.operating_region, **{name: tuple(sorted((0.5 * v, 1.5 * v))) for name, v in values.items()}}
         model = discretize(

@@ -50,8 +50,7 @@ def quadruple_tank(
             return outlets[i] * (2 * gravity) ** 0.5 * xp.where(x[i] > DRY, xp.sqrt(level), x[i] / DRY**0.5)
 
         q1, q2, q3, q4 = (outflow(i) for i in range(4))
-        k1, k2 = pump_gains
-        g1, g2 = valves
+        k1, k2, g1, g2 = (params[name] for name in ("pump1", "pump2", "valve1", "valve2"))
         return [
             (q3 - q1 + g1 * k1 * u[0]) / areas[0],
             (q4 - q2 + g2 * k2 * u[1]) / areas[1],
@@ -66,6 +65,7 @@ def quadruple_tank(
         states=["h1", "h2", "h3", "h4"],
         inputs=["v1", "v2"],
         outputs=["level1", "level2"],
+        params=dict(zip(("pump1", "pump2", "valve1", "valve2"), (*pump_gains, *valves), strict=True)),
     )
 
 

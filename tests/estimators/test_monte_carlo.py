@@ -69,6 +69,12 @@ class TestConditions:
         nominal = plants.scenario("mass_spring_damper").simulate(4, 30, 0)
         assert not np.allclose(data["x"], nominal["x"])
 
+    def test_noise_of_inputs_keeps_its_kind(self):
+        setting = plants.scenario("pendulum")
+        noise = plants.OutlierNoise([0, 0], [0.04], input_cov=[0.01], probability=1.0, scale=100.0)
+        data = plants.Condition(0.1, noise=lambda _: noise).simulate(setting, 50, 20, 0)
+        assert np.abs(data["y"].values).max() > 10  # outliers of twenty radians, parameters wrong or not
+
     def test_gaps_bias_outliers_and_tails_are_as_stated(self, setting):
         def noise_of(name):
             data = plants.CONDITIONS[name].simulate(setting, 400, 100, 3)

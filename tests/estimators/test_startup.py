@@ -85,5 +85,8 @@ def test_a_slow_plant_gets_the_rate_it_needs():
     observer.initialise(data)
     assert 0.99 < observer.contraction_rate < 1
     assert est.certify(observer).verdict == "proved"
+    chosen = observer.contraction_rate
+    observer.fit(data, updates=3, one_step_updates=3, horizon=20, progress=False)  # designs again, and must not warn
+    assert observer.contraction_rate == chosen
     with pytest.warns(UserWarning, match="slower than the contraction rate 0.9 asked for"):
         est.R2DNObserver(model, nfeedback=2, hidden=(4,), contraction_rate=0.9).initialise(data)
