@@ -11,6 +11,7 @@ from estimators.consistency import consistency
 from estimators.deployment import control_state, export_onnx, to_control
 from estimators.gaussian import (
     CubatureKalmanFilter,
+    ExogenousKalmanFilter,
     ExtendedKalmanFilter,
     GaussianState,
     IteratedExtendedKalmanFilter,
@@ -45,6 +46,7 @@ __all__ = [
     "ErrorBound",
     "Estimate",
     "Estimator",
+    "ExogenousKalmanFilter",
     "ExtendedKalmanFilter",
     "FitResult",
     "GaussianState",

@@ -5,6 +5,7 @@ import scipy.stats
 import torch
 import xarray as xr
 
+from estimators.gaussian.exogenous import ExogenousKalmanFilter
 from estimators.gaussian.filter import GaussianFilter
 from estimators.metrics import errors, nees
 from estimators.run import start
@@ -13,7 +14,14 @@ from plants.schema import to_tensors
 LAGS = 10
 
 
-def consistency(estimator: GaussianFilter, dataset: xr.Dataset, *, x0=None, P0=None, level: float = 0.99) -> xr.Dataset:
+def consistency(
+    estimator: GaussianFilter | ExogenousKalmanFilter,
+    dataset: xr.Dataset,
+    *,
+    x0=None,
+    P0=None,
+    level: float = 0.99,
+) -> xr.Dataset:
     """Test a Gaussian filter on data: normalised innovations, their whiteness, normalised errors.
 
     If model and noise are what the filter believes, whitened innovations are independent with variance 1: the
@@ -51,7 +59,7 @@ def consistency(estimator: GaussianFilter, dataset: xr.Dataset, *, x0=None, P0=N
     ValueError
         As for `run`, or `level` not between 0 and 1.
     """
-    if not isinstance(estimator, GaussianFilter):
+    if not isinstance(estimator, GaussianFilter | ExogenousKalmanFilter):
         raise TypeError(f"consistency takes a Gaussian filter, got {type(estimator).__name__}")
     if not 0 < level < 1:
         raise ValueError(f"level must be between 0 and 1, got {level!r}")

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from estimators.base import Estimator
+from estimators.gaussian.exogenous import ExogenousKalmanFilter, ExogenousState
 from estimators.gaussian.filter import GaussianFilter
 from estimators.gaussian.state import GaussianState
 from estimators.luenberger import LuenbergerObserver, LuenbergerState
@@ -197,6 +198,21 @@ class _Filter(_Packing):
         return GaussianState(torch.from_numpy(np.array(x[: self.nx])), torch.from_numpy(factor), float(x[-1]))
 
 
+class _Exogenous(_Packing):
+    """The filter's own belief, then that of its reference."""
+
+    def __init__(self, estimator):
+        super().__init__(estimator)
+        self.own, self.reference = _Filter(estimator), _packing(estimator.reference)
+        self.size = self.own.size + self.reference.size
+
+    def pack(self, state):
+        return np.concatenate([self.own.pack(state.belief), self.reference.pack(state.reference)])
+
+    def unpack(self, x):
+        return ExogenousState(self.reference.unpack(x[self.own.size :]), self.own.unpack(x[: self.own.size]))
+
+
 class _Luenberger(_Packing):
     @property
     def size(self):
@@ -258,6 +274,7 @@ class _Observer(_Packing):
 def _packing(estimator) -> _Packing:
     for kind, packing in (
         (GaussianFilter, _Filter),
+        (ExogenousKalmanFilter, _Exogenous),
         (LuenbergerObserver, _Luenberger),
         (NetworkObserver, _Network),
         (R2DNObserver, _Observer),

@@ -19,7 +19,7 @@ from estimators.certificates.certify import certify, certify_parts
 from estimators.certificates.error_bound import ErrorBound, certify_error
 from estimators.certificates.result import Certificate
 from estimators.design import noise_of
-from estimators.gaussian import ExtendedKalmanFilter, UnscentedKalmanFilter
+from estimators.gaussian import ExogenousKalmanFilter, ExtendedKalmanFilter, UnscentedKalmanFilter
 from estimators.monte_carlo import monte_carlo
 from estimators.observer import R2DNObserver
 from estimators.startup import Startup
@@ -232,6 +232,8 @@ def compare(
 ) -> Comparison:
     """Tune EKF and UKF, train an R2DN observer on the same data, compare them on test data and certify the observer.
 
+    "R2DN+KF" is a Kalman filter linearised along the observer, with the noise that the EKF was tuned to.
+
     Parameters
     ----------
     setting : Scenario
@@ -271,7 +273,8 @@ def compare(
     observer, history = train_observer(
         model, datasets, seed=seed, updates=updates, checkpoint=checkpoint, progress=progress, say=say
     )
-    estimators = {"R2DN": observer, **estimators}
+    along = ExogenousKalmanFilter(model, estimators["EKF"].noise, observer)
+    estimators = {"R2DN": observer, "R2DN+KF": along, **estimators}
     table = benchmark(estimators, datasets["test"])
     certificates = {name: certify(estimator, datasets["test"]) for name, estimator in estimators.items()}
     robustness = None

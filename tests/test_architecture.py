@@ -45,6 +45,7 @@ ORDER = [
     "estimators.gaussian.tuning",
     "estimators.gaussian.filter",
     "estimators.gaussian.ekf",
+    "estimators.gaussian.exogenous",
     "estimators.gaussian.kalman",
     "estimators.gaussian.ukf",
     "estimators.gaussian.smoother",

@@ -65,7 +65,7 @@ def test_catalogue_plant(small, tmp_path, capsys):
         )
     ]
     estimates = xr.load_dataset(tmp_path / "out" / "mass_spring_damper_estimates.nc", engine="h5netcdf")
-    assert set(estimates["estimator"].values) == {"R2DN", "EKF", "UKF"}
+    assert set(estimates["estimator"].values) == {"R2DN", "R2DN+KF", "EKF", "UKF"}
     assert np.isfinite(estimates["x_hat"]).all()
     assert (
         est.load(

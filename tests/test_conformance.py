@@ -28,6 +28,7 @@ ESTIMATORS = {
     "Luenberger": lambda setting: est.LuenbergerObserver.from_noise(setting.model, setting.noise),
     "MHE": lambda setting: est.MovingHorizonEstimator(setting.model, setting.noise, horizon=3),
     "R2DN": make_observer,
+    "R2DN+KF": lambda setting: est.ExogenousKalmanFilter(setting.model, setting.noise, make_observer(setting)),
 }
 
 

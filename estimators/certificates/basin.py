@@ -8,6 +8,7 @@ import torch
 import xarray as xr
 
 from estimators.certificates.result import Certificate
+from estimators.gaussian.exogenous import ExogenousKalmanFilter
 from estimators.gaussian.filter import GaussianFilter
 from estimators.metrics import errors
 from plants.schema import to_tensors, validate
@@ -19,7 +20,7 @@ FOUND, NEAR = 0.1, 0.01
 """A filter has found back when what is left of the displacement is below these shares of its error or of the region."""
 
 
-def certify_basin(estimator: GaussianFilter, dataset: xr.Dataset, seed: int = 0) -> Certificate:
+def certify_basin(estimator: GaussianFilter | ExogenousKalmanFilter, dataset: xr.Dataset, seed: int = 0) -> Certificate:
     """Start a filter at displaced states, with the covariance of the start, and see whether it forgets them.
 
     Each run is compared with the same filter started at the true state, on the same data. A filter's gain
@@ -27,7 +28,7 @@ def certify_basin(estimator: GaussianFilter, dataset: xr.Dataset, seed: int = 0)
 
     Parameters
     ----------
-    estimator : GaussianFilter
+    estimator : GaussianFilter or ExogenousKalmanFilter
         The filter.
     dataset : xarray.Dataset
         Trajectories with true states.

@@ -8,7 +8,7 @@ import numpy as np
 import scipy.linalg
 import xarray as xr
 
-from estimators.certificates.basin import certify_basin
+from estimators.certificates.basin import MOST_TRAJECTORIES, certify_basin
 from estimators.certificates.common_metric import certify_region
 from estimators.certificates.dissipation import EPS
 from estimators.certificates.feedforward import network_bound
@@ -18,6 +18,7 @@ from estimators.certificates.refine import fastest, gains, overall_gain, refine_
 from estimators.certificates.result import Certificate
 from estimators.certificates.rigorous import positive_definite_margin
 from estimators.certificates.update_map import UpdateMap
+from estimators.gaussian.exogenous import ExogenousKalmanFilter
 from estimators.gaussian.filter import GaussianFilter
 from estimators.gaussian.kalman import KalmanFilter, steady_state
 from estimators.luenberger import LuenbergerObserver
@@ -56,7 +57,9 @@ def certify(subject, dataset: xr.Dataset | None = None, *, region: Mapping | Non
       approach each other are sought (``'refuted'``, with starts and inputs); neither is ``'inconclusive'``. All
       of it holds while both runs are in the region.
     - **a Gaussian filter of a nonlinear plant, on a dataset**: no certificate, since its gain depends on its estimate,
-      but from which displaced starts it found back (``'sampled'``, or ``'refuted'`` with the start).
+      but from which displaced starts it found back (``'sampled'``, or ``'refuted'`` with the start). Of an
+      ExogenousKalmanFilter the evidence also holds what is proved of its reference, and how much of a difference along
+      the reference is left at the end of the record.
 
     ``'proved'`` means that every rounding error of the check is bounded, for the float64 matrices as the
     observer steps with; rounding of its own steps is not part of the claim. Contraction alone is not tracking: with
@@ -88,7 +91,9 @@ def certify(subject, dataset: xr.Dataset | None = None, *, region: Mapping | Non
         one that the data leave; a region for a subject whose certificate is global.
     """
     observers = R2DNObserver | NetworkObserver
-    anywhere = R2DNMatrices | RENMatrices | LipschitzNetwork | Recurrent | observers | GaussianFilter
+    anywhere = (
+        R2DNMatrices | RENMatrices | LipschitzNetwork | Recurrent | observers | GaussianFilter | ExogenousKalmanFilter
+    )
     if region is not None and isinstance(subject, anywhere):
         raise ValueError(f"region is not for a {type(subject).__name__}, of which nothing is said about a region")
     if isinstance(subject, R2DNMatrices | RENMatrices):
@@ -104,17 +109,32 @@ def certify(subject, dataset: xr.Dataset | None = None, *, region: Mapping | Non
         return certificate
     if isinstance(subject, LuenbergerObserver | KalmanFilter) and subject.model.matrices is not None:
         return _linear(subject)
-    if isinstance(subject, GaussianFilter):
+    if isinstance(subject, GaussianFilter | ExogenousKalmanFilter):
         if dataset is None:
             raise ValueError(
                 f"a {type(subject).__name__} of a nonlinear plant has no certificate: give a dataset, to see from "
                 "which starts on it the filter finds back"
             )
-        return certify_basin(subject, dataset)
+        certificate = certify_basin(subject, dataset)
+        if isinstance(subject, ExogenousKalmanFilter):
+            certificate.evidence.update(_along_reference(subject, dataset))
+        return certificate
     update = UpdateMap.of(subject, region)
     if dataset is not None:
         update.check_inside(dataset)
     return certify_region(update)
+
+
+def _along_reference(subject, dataset):
+    """Evidence about an ExogenousKalmanFilter beyond its basin."""
+    found = {}
+    if isinstance(subject.reference, R2DNObserver | NetworkObserver):
+        theirs = certify(subject.reference)
+        found["reference"] = f"{theirs.property}: {theirs.verdict}, {theirs.bound:.6f} a step"
+    if "initial_mean" in dataset and "initial_cov" in dataset:
+        left = subject.forgetting(dataset.isel(trajectory=slice(MOST_TRAJECTORIES)))
+        found["left of a difference along the reference"] = f"at most {float(left[:, -1].max()):.3g} after the record"
+    return found
 
 
 def refine(subject, rate: float | None = None) -> Certificate:

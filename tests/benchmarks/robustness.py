@@ -1,0 +1,90 @@
+"""R2DN, EKF, UKF, and a Kalman filter along the R2DN, under every condition: ratios with standard errors over seeds.
+
+All are trained or tuned on the same data: nominal, or with --mixture equal parts of every condition.
+
+Run: python -m tests.benchmarks.robustness [--mixture] [NAME ...]   (a plant takes four to six minutes on one core)
+"""
+
+import sys
+import time
+
+import numpy as np
+import xarray as xr
+
+import estimators as est
+import plants
+from estimators.pipeline import COUNTS, STEPS
+from tests.benchmarks.accuracy import LEFT_OUT
+
+SEEDS = 20
+
+
+def training_data(setting, mixture):
+    """Training and validation data."""
+    if not mixture:
+        return [setting.simulate(COUNTS[part], STEPS, seed) for seed, part in enumerate(("train", "validation"))]
+    share = len(plants.CONDITIONS)
+    return [
+        xr.concat(
+            [c.simulate(setting, COUNTS[part] // share, STEPS, seed) for c in plants.CONDITIONS.values()],
+            "trajectory",
+            data_vars="minimal",
+            coords="minimal",
+            compat="override",
+            combine_attrs="override",
+        )
+        for seed, part in enumerate(("train", "validation"))
+    ]
+
+
+def estimators_of(setting, mixture):
+    """Trained and tuned estimators by name, and the seconds that the training took."""
+    model = setting.model
+    train, validation = training_data(setting, mixture)
+    found = {
+        "EKF": est.ExtendedKalmanFilter(model, setting.noise),
+        "UKF": est.UnscentedKalmanFilter(model, setting.noise),
+    }
+    for filter in found.values():
+        filter.tune(train)
+    observer, began = est.R2DNObserver(model), time.process_time()
+    observer.fit(train, validation, progress=False)
+    seconds = time.process_time() - began
+    along = est.ExogenousKalmanFilter(model, found["EKF"].noise, observer)
+    return {"R2DN": observer, "R2DN+KF": along, **found}, seconds
+
+
+def row(name, table):
+    """One line for each condition: ratio to the better filter, geometric mean over the states, and its largest."""
+    rmse = table["rmse"].sel(kind="filtered")
+    ratio = rmse / rmse.sel(estimator=["EKF", "UKF"]).min("estimator")
+    for condition in table["condition"].values:
+        cells = []
+        for who in ("R2DN", "R2DN+KF"):
+            for phase in ("transient", "steady"):
+                part = ratio.sel(condition=condition, estimator=who, phase=phase)
+                mean = np.exp(np.log(part).mean("state"))
+                error = float(mean.std("seed", ddof=1)) / np.sqrt(len(mean))
+                largest = float(part.mean("seed").max())
+                cells.append(f"{float(mean.mean()):.3f} ({error:.3f}), {largest:.2f}")
+        lost = "/".join(
+            str(int(table["diverged"].sel(condition=condition, estimator=e).sum())) for e in table["estimator"].values
+        )
+        print(f"| {name} | {condition} | {' | '.join(cells)} | {lost} |", flush=True)
+
+
+def main(arguments):
+    """Print a row for each plant and condition, filtered estimates."""
+    mixture, names = "--mixture" in arguments, [a for a in arguments if a != "--mixture"]
+    print("mean over states (standard error), largest state; RMSE over the better of EKF and UKF; below 1: ahead")
+    print("| plant | condition | R2DN transient | steady | R2DN+KF transient | steady | lost |\n" + 7 * "|---" + "|")
+    for name in names or [n for n in plants.SCENARIOS if n not in LEFT_OUT]:
+        setting = plants.scenario(name)
+        found, seconds = estimators_of(setting, mixture)
+        table = est.monte_carlo(found, setting, seeds=SEEDS, steps=STEPS, progress=False)
+        row(name, table)
+        print(f"  {name}: observer trained in {seconds:.0f} s of processor time", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
