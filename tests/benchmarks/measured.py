@@ -60,6 +60,8 @@ def compare(model, train, test, tuned=True):
             estimators[f"{name} tuned"] = type(estimators[name])(model, density)
             estimators[f"{name} tuned"].tune(plants.cut(train, 250), P0=START)
         estimators["R2DN"] = train_observer(model, train)
+        noise = estimators["EKF tuned"].noise
+        estimators["R2DN+KF"] = est.ExogenousKalmanFilter(model, noise, estimators["R2DN"])
     found = {}
     for name, estimator in estimators.items():
         estimate = est.run(estimator, test)

@@ -53,6 +53,15 @@ class TestControl:
         for kind, values in found.items():
             np.testing.assert_allclose(by_control(observer, kind, x0, None, u, y), values, rtol=0, atol=1e-9)
 
+    def test_filter_along_an_observer_agrees(self, trained):
+        setting, observer = trained
+        u, y = (part[:300] for part in record(setting))
+        along = est.ExogenousKalmanFilter(setting.model, setting.noise, observer)
+        x0, P0 = setting.model.operating_region.state_centre + 0.1, np.full(setting.model.nstates, 0.3)
+        found = by_library(along, x0, P0, u, y)
+        for kind, values in found.items():
+            np.testing.assert_allclose(by_control(along, kind, x0, P0, u, y), values, rtol=0, atol=1e-9)
+
     @pytest.mark.parametrize("make", [est.ExtendedKalmanFilter, est.UnscentedKalmanFilter])
     def test_filters_agree(self, make):
         setting = plants.scenario("pendulum")
