@@ -24,7 +24,7 @@ def certify_basin(estimator: GaussianFilter | ExogenousKalmanFilter, dataset: xr
     """Start a filter at displaced states, with the covariance of the start, and see whether it forgets them.
 
     Each run is compared with the same filter started at the true state, on the same data. A filter's gain
-    depends on its estimate, so there is no metric and nothing to prove.
+    depends on its estimate, or on that of its reference, so there is no metric and nothing to prove.
 
     Parameters
     ----------

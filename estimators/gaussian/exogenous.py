@@ -43,7 +43,7 @@ class ExogenousKalmanFilter:
 
     with r and s the reference's filtered and predicted estimates at k. Given the reference this is the Kalman filter
     of a linear time-varying system; what its linearisation neglects is of second order in the reference's error, not in
-    its own. :meth:`forgetting` bounds along data how it forgets its start; how the reference does,
+    its own. :meth:`forgetting` tells along data how it forgets its start; how the reference does,
     :func:`estimators.certify` tells of the reference.
 
     Parameters
@@ -157,7 +157,7 @@ class ExogenousKalmanFilter:
         return stack_steps(step, belief, y.shape[-2])
 
     def forgetting(self, dataset) -> torch.Tensor:
-        """How far two runs along the same reference still differ, along data.
+        """Tell how far two runs along the same reference still differ, along data.
 
         Their difference obeys e(k+1) = A(r) (I - K C(s)) e(k) exactly, whatever its size, as long as no innovation of a
         measured angle passes half a turn.
@@ -187,10 +187,9 @@ class ExogenousKalmanFilter:
         # one run, and one more for a small difference in each direction of the start's covariance
         away = SMALL * torch.cat([torch.zeros_like(factor[..., :1]), factor], -1).movedim(-1, 0)
         belief = start.belief._replace(mean=start.belief.mean + away, factor=factor.expand(len(away), *factor.shape))
-        found = self._sequence(belief, u, y, points).predicted
-        apart = wrap(found[1:] - found[0], self.model.state_is_angle).permute(1, 2, 3, 0) / SMALL
-        P = self._sequence(start.belief, u, y, points).predicted_cov
-        root, failed = torch.linalg.cholesky_ex(P)
+        found = self._sequence(belief, u, y, points)
+        apart = wrap(found.predicted[1:] - found.predicted[0], self.model.state_is_angle).permute(1, 2, 3, 0) / SMALL
+        root, failed = torch.linalg.cholesky_ex(found.predicted_cov[0])
         if bool(failed.any()):
             raise ValueError("a predicted covariance is singular: forgetting is measured in its inverse")
         return torch.linalg.matrix_norm(torch.linalg.solve_triangular(root, apart, upper=False), ord=2)
