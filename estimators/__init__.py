@@ -8,6 +8,7 @@ from estimators.certificates.feedforward import lipschitz_bound
 from estimators.certificates.plant_check import PlantCheck, check_plant
 from estimators.certificates.result import Certificate
 from estimators.consistency import consistency
+from estimators.correction import CorrectedState, LearnedCorrection
 from estimators.deployment import control_state, export_onnx, to_control
 from estimators.gaussian import (
     CubatureKalmanFilter,
@@ -41,6 +42,7 @@ __all__ = [
     "R2DN",
     "REN",
     "Certificate",
+    "CorrectedState",
     "CubatureKalmanFilter",
     "EnsembleKalmanFilter",
     "ErrorBound",
@@ -52,6 +54,7 @@ __all__ = [
     "GaussianState",
     "IteratedExtendedKalmanFilter",
     "KalmanFilter",
+    "LearnedCorrection",
     "LipschitzNetwork",
     "LuenbergerObserver",
     "MovingHorizonEstimator",

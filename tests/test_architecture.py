@@ -86,6 +86,7 @@ ORDER = [
     "estimators.network_observer",
     "estimators.deployment",
     "estimators.run",
+    "estimators.correction",
     "estimators.metrics",
     "estimators.consistency",
     "estimators.benchmark",

@@ -18,6 +18,7 @@ from estimators.certificates.refine import fastest, gains, overall_gain, refine_
 from estimators.certificates.result import Certificate
 from estimators.certificates.rigorous import positive_definite_margin
 from estimators.certificates.update_map import UpdateMap
+from estimators.correction import LearnedCorrection
 from estimators.gaussian.exogenous import ExogenousKalmanFilter
 from estimators.gaussian.filter import GaussianFilter
 from estimators.gaussian.kalman import KalmanFilter, steady_state
@@ -46,6 +47,7 @@ def certify(subject, dataset: xr.Dataset | None = None, *, region: Mapping | Non
       rate that this metric is proved for. An observer's or network's evidence also holds the smallest rate in any
       metric (see :func:`refine`), and its `gains`.
     - **NetworkObserver**: its network.
+    - **LearnedCorrection**: its network; with `dataset` the evidence says what is known of its filter.
     - **Luenberger observer or Kalman filter of a linear plant**: the same for its closed loop; of a Kalman filter, in
       its steady state.
     - **LipschitzNetwork**: its Lipschitz constant.
@@ -92,7 +94,14 @@ def certify(subject, dataset: xr.Dataset | None = None, *, region: Mapping | Non
     """
     observers = R2DNObserver | NetworkObserver
     anywhere = (
-        R2DNMatrices | RENMatrices | LipschitzNetwork | Recurrent | observers | GaussianFilter | ExogenousKalmanFilter
+        R2DNMatrices
+        | RENMatrices
+        | LipschitzNetwork
+        | Recurrent
+        | observers
+        | GaussianFilter
+        | ExogenousKalmanFilter
+        | LearnedCorrection
     )
     if region is not None and isinstance(subject, anywhere):
         raise ValueError(f"region is not for a {type(subject).__name__}, of which nothing is said about a region")
@@ -106,6 +115,15 @@ def certify(subject, dataset: xr.Dataset | None = None, *, region: Mapping | Non
         certificate = _observer(subject) if isinstance(subject, R2DNObserver) else _recurrent(subject.network)
         if dataset is not None:
             certificate.evidence["correctness residual (RMS per state)"] = correctness_residual(subject, dataset)
+        return certificate
+    if isinstance(subject, LearnedCorrection):
+        certificate = _recurrent(subject.network)
+        certificate.evidence["holds"] = (
+            "for the network behind the filter; the filter forgets its start or not by itself"
+        )
+        if dataset is not None:
+            theirs = certify(subject.filter, dataset)
+            certificate.evidence["filter"] = f"{theirs.property}: {theirs.verdict}"
         return certificate
     if isinstance(subject, LuenbergerObserver | KalmanFilter) and subject.model.matrices is not None:
         return _linear(subject)
