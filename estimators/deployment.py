@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from estimators.base import Estimator
+from estimators.correction import LearnedCorrection
 from estimators.gaussian.exogenous import ExogenousKalmanFilter, ExogenousState
 from estimators.gaussian.filter import GaussianFilter
 from estimators.gaussian.state import GaussianState
@@ -213,6 +214,30 @@ class _Exogenous(_Packing):
         return ExogenousState(self.reference.unpack(x[self.own.size :]), self.own.unpack(x[: self.own.size]))
 
 
+class _Corrected(_Packing):
+    """The filter's belief, then the network's state and what it says of the next prediction."""
+
+    def __init__(self, estimator):
+        super().__init__(estimator)
+        self.filter = _packing(estimator.filter)
+        self.start = estimator.init(np.zeros(self.nx), np.eye(self.nx))
+        self.parts = np.cumsum([self.filter.size, len(self.start.z)])
+        self.size = int(self.parts[-1]) + self.nx
+
+    def predicted(self, x):
+        model = self.estimator.model  # whatever is measured now
+        blind = np.zeros(model.ninputs), np.full(model.noutputs, np.nan)
+        return self.estimator.step(self.unpack(x), *blind)[1].predicted.numpy()
+
+    def pack(self, state):
+        return np.concatenate([self.filter.pack(state.belief), state.z.numpy(), state.predicted.numpy()])
+
+    def unpack(self, x):
+        belief, z, predicted = np.split(np.array(x, dtype=float), self.parts)
+        z, predicted = map(torch.from_numpy, (z, predicted))
+        return self.start._replace(belief=self.filter.unpack(belief), z=z, predicted=predicted)
+
+
 class _Luenberger(_Packing):
     @property
     def size(self):
@@ -275,6 +300,7 @@ def _packing(estimator) -> _Packing:
     for kind, packing in (
         (GaussianFilter, _Filter),
         (ExogenousKalmanFilter, _Exogenous),
+        (LearnedCorrection, _Corrected),
         (LuenbergerObserver, _Luenberger),
         (NetworkObserver, _Network),
         (R2DNObserver, _Observer),

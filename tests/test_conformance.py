@@ -18,6 +18,17 @@ def make_observer(setting):
     return observer
 
 
+def make_corrected(setting):
+    """Correction by a random network, not zero as at the start of a training."""
+    corrected = est.LearnedCorrection(
+        est.ExtendedKalmanFilter(setting.model, setting.noise), nstates=3, nfeedback=4, hidden=(8,)
+    )
+    with torch.no_grad():
+        corrected.network.C2.fill_(0.1)
+        corrected.network.D22.fill_(0.01)
+    return corrected
+
+
 ESTIMATORS = {
     "EKF": lambda setting: est.ExtendedKalmanFilter(setting.model, setting.noise),
     "UKF": lambda setting: est.UnscentedKalmanFilter(setting.model, setting.noise),
@@ -29,6 +40,7 @@ ESTIMATORS = {
     "MHE": lambda setting: est.MovingHorizonEstimator(setting.model, setting.noise, horizon=3),
     "R2DN": make_observer,
     "R2DN+KF": lambda setting: est.ExogenousKalmanFilter(setting.model, setting.noise, make_observer(setting)),
+    "EKF+R2DN": make_corrected,
 }
 
 

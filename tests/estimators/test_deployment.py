@@ -62,6 +62,17 @@ class TestControl:
         for kind, values in found.items():
             np.testing.assert_allclose(by_control(along, kind, x0, P0, u, y), values, rtol=0, atol=1e-9)
 
+    def test_corrected_filter_agrees(self):
+        setting = plants.scenario("pendulum")
+        u, y = (part[:300] for part in record(setting))
+        corrected = est.LearnedCorrection(
+            est.ExtendedKalmanFilter(setting.model, setting.noise), nstates=4, nfeedback=4, hidden=(8,)
+        )
+        corrected.fit(setting.simulate(20, 30, seed=0), updates=10, learning_rate=0.05, progress=False)
+        found = by_library(corrected, [0.2, 0.1], [0.3, 1.0], u, y)
+        for kind, values in found.items():
+            np.testing.assert_allclose(by_control(corrected, kind, [0.2, 0.1], [0.3, 1.0], u, y), values, atol=1e-9)
+
     @pytest.mark.parametrize("make", [est.ExtendedKalmanFilter, est.UnscentedKalmanFilter])
     def test_filters_agree(self, make):
         setting = plants.scenario("pendulum")
