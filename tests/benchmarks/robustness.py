@@ -41,18 +41,25 @@ def training_data(setting, mixture):
     """Training and validation data."""
     if not mixture:
         return [setting.simulate(COUNTS[part], STEPS, seed) for seed, part in enumerate(("train", "validation"))]
-    conditions = conditions_of(setting)
-    share = len(conditions)
+    share, parts = len(conditions_of(setting)), {"train": [], "validation": []}
+    for name, condition in conditions_of(setting).items():
+        try:
+            found = [condition.simulate(setting, COUNTS[part] // share, STEPS, seed) for seed, part in enumerate(parts)]
+        except ValueError as error:  # wrong parameters can make a plant run away
+            print(f"  trained without {name!r}: {error}", flush=True)
+            continue
+        for part, data in zip(parts.values(), found, strict=True):
+            part.append(data)
     return [
         xr.concat(
-            [c.simulate(setting, COUNTS[part] // share, STEPS, seed) for c in conditions.values()],
+            part,
             "trajectory",
             data_vars="minimal",
             coords="minimal",
             compat="override",
             combine_attrs="override",
         )
-        for seed, part in enumerate(("train", "validation"))
+        for part in parts.values()
     ]
 
 
