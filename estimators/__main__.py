@@ -11,7 +11,7 @@ import matplotlib
 import shtab
 import torch
 
-from estimators.pipeline import as_scenario, certify_model, compare, find_plant, prepare, read_data, train_observer
+from estimators.pipeline import certify_model, compare, train_observer
 from estimators.report import (
     check_writable,
     format_catalogue,
@@ -21,6 +21,7 @@ from estimators.report import (
     write_figures,
     write_results,
 )
+from estimators.sources import as_scenario, find_plant, prepare, read_data
 from plants import CONDITIONS, SCENARIOS, save_dataset
 
 EXIT_CODES = {"proved": 0, "refuted": 1, "sampled": 2, "inconclusive": 2}
@@ -89,6 +90,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         default="results",
         help="folder for model, estimates, figures and report (default: results)",
+    )
+    bench.add_argument(
+        "--mixture",
+        action="store_true",
+        help="tune and train on equal parts of all conditions of the robustness table, not on nominal data",
     )
     bench.add_argument("--seed", type=int, default=0, help="seed of data and training (default: 0)")
     bench.add_argument("--updates", type=_count, default=2500, help="rollout updates of the training (default: 2500)")
@@ -216,6 +222,7 @@ def _benchmark(options) -> int:
         data,
         seed=options.seed,
         updates=options.updates,
+        mixture=options.mixture,
         robustness_seeds=options.seeds,
         checkpoint=checkpoint,
     )

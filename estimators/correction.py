@@ -3,7 +3,7 @@
 import copy
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,19 +13,40 @@ from tqdm.auto import tqdm
 
 from estimators.base import Estimate, check_measurement, check_record
 from estimators.files import load_safetensors, save_safetensors
-from estimators.gaussian.exogenous import ExogenousKalmanFilter
+from estimators.gaussian import (
+    CubatureKalmanFilter,
+    ExogenousKalmanFilter,
+    ExtendedKalmanFilter,
+    IteratedExtendedKalmanFilter,
+    KalmanFilter,
+    UnscentedKalmanFilter,
+)
 from estimators.gaussian.filter import GaussianFilter
 from estimators.networks.r2dn import R2DN
 from estimators.networks.rollout import Recursion, rollout
 from estimators.run import start
 from estimators.training import FitResult
 from plants.angles import wrap
+from plants.model import StateSpaceModel
+from plants.noise import GaussianNoise
 from plants.schema import check_measured, to_tensors, validate
 
 FORMAT = "contracting-observers LearnedCorrection 1"
 LARGEST = 6.0
 """Bound of the network's inputs, in standard deviations over the training data: the correction is bounded with them."""
 LEARNING_RATE = 3e-3
+COVARIANCES = "process_cov", "measurement_cov", "input_cov"
+FILTERS = {
+    kind.__name__: kind
+    for kind in (
+        KalmanFilter,
+        ExtendedKalmanFilter,
+        IteratedExtendedKalmanFilter,
+        UnscentedKalmanFilter,
+        CubatureKalmanFilter,
+    )
+}
+"""What `load` makes by itself."""
 
 
 class CorrectedState(NamedTuple):
@@ -334,7 +355,7 @@ class LearnedCorrection:
         return result
 
     def save(self, path) -> None:
-        """Write the network, its scaling and settings to a safetensors file, atomically; the filter is not in it.
+        """Write the network, its scaling and settings, and the filter's noise to a safetensors file, atomically.
 
         Parameters
         ----------
@@ -348,18 +369,32 @@ class LearnedCorrection:
         """
         tensors = {f"network.{k}": v.detach().contiguous() for k, v in self.network.state_dict().items()}
         tensors |= {"centre": self.centre, "scale": self.scale}
-        save_safetensors(path, tensors, {"format": FORMAT, "settings": self.settings, "plant": self._plant()})
+        tensors |= {
+            f"noise.{name}": torch.tensor(value)
+            for name in COVARIANCES
+            if (value := getattr(self.filter.noise, name)) is not None
+        }
+        header = {"settings": self.settings, "plant": self._plant(), "filter": _described(self.filter)}
+        save_safetensors(path, tensors, {"format": FORMAT, **header})
 
     @classmethod
-    def load(cls, path, filter: GaussianFilter | ExogenousKalmanFilter) -> "LearnedCorrection":
+    def load(
+        cls,
+        path,
+        model: StateSpaceModel,
+        filter: Callable[[StateSpaceModel, GaussianNoise], GaussianFilter | ExogenousKalmanFilter] | None = None,
+    ) -> "LearnedCorrection":
         """Read what `save` wrote.
 
         Parameters
         ----------
         path : path-like
             The file.
-        filter : GaussianFilter or ExogenousKalmanFilter
-            The one that was corrected, with the same noise: the file does not tell whether it is.
+        model : StateSpaceModel
+            The plant.
+        filter : callable, optional
+            From the model and the noise in the file to the filter that was corrected, where that was made with other
+            than default settings: ``lambda model, noise: est.ExtendedKalmanFilter(model, noise, gate=0.99)``.
 
         Returns
         -------
@@ -368,12 +403,20 @@ class LearnedCorrection:
         Raises
         ------
         ValueError
-            Unreadable, damaged or foreign file, or another plant.
+            Unreadable, damaged or foreign file, another plant, or another kind of filter.
         """
         tensors, header = load_safetensors(path, FORMAT)
-        found = cls(filter, **header["settings"])
+        kind = header["filter"]["kind"]
+        if filter is None:
+            if kind not in FILTERS:
+                raise ValueError(f"{path} corrects a {kind}: give filter, which makes it from the model and the noise")
+            filter = FILTERS[kind]
+        noise = {name: tensors[f"noise.{name}"].numpy() for name in COVARIANCES if f"noise.{name}" in tensors}
+        found = cls(filter(model, GaussianNoise(**noise)), **header["settings"])
         if header["plant"] != found._plant():
-            raise ValueError(f"{path} corrects a filter of {header['plant']}, the given one is of {found._plant()}")
+            raise ValueError(f"{path} corrects a filter of {header['plant']}, the given model is {found._plant()}")
+        if header["filter"] != (made := _described(found.filter)):
+            raise ValueError(f"{path} corrects {header['filter']}, filter made {made}")
         prefix = "network."
         found.network.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
         found.centre, found.scale = tensors["centre"], tensors["scale"]
@@ -383,6 +426,12 @@ class LearnedCorrection:
         model = self.model
         labels = {what: list(getattr(model, f"{what[:-1]}_labels")) for what in ("states", "inputs", "outputs")}
         return {"dt": model.dt, **labels}
+
+
+def _described(filter) -> dict:
+    """Kind and settings of a filter, but for what it knows of the plant."""
+    own = {k: repr(v) for k, v in vars(filter).items() if k[0] != "_" and k not in ("model", "noise", "reference")}
+    return {"kind": type(filter).__name__, **own}
 
 
 def _deviations(cov: torch.Tensor) -> torch.Tensor:

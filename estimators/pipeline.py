@@ -1,40 +1,33 @@
 """The main job: from a plant to tuned filters, a trained observer, a table and a certificate."""
 
-import importlib
-import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
-import control as ct
 import numpy as np
-import pandas as pd
 import torch
 import xarray as xr
 
 from estimators import observer_file
-from estimators.benchmark import benchmark
+from estimators.benchmark import benchmark, rmse_by_phase
 from estimators.certificates.certify import certify, certify_parts
 from estimators.certificates.error_bound import ErrorBound, certify_error
 from estimators.certificates.result import Certificate
-from estimators.design import noise_of
+from estimators.correction import LearnedCorrection
 from estimators.gaussian import ExogenousKalmanFilter, ExtendedKalmanFilter, UnscentedKalmanFilter
+from estimators.gaussian.filter import GaussianFilter
 from estimators.monte_carlo import monte_carlo
 from estimators.observer import R2DNObserver
+from estimators.run import estimate_batch
+from estimators.sources import STEPS, as_scenario, call_factory, find_plant, prepare, read_data
 from estimators.startup import Startup
 from estimators.training import FitResult
-from plants import SCENARIOS, Scenario, scenario
-from plants.model import StateSpaceModel, discretize
-from plants.noise import GaussianNoise
-from plants.schema import cut, from_csv, load_dataset, split, validate
-from plants.simulate import simulate
+from plants import Scenario
+from plants.model import StateSpaceModel
+from plants.schema import cut
 
-STEPS = 200
-FEWEST = 20
-"""A piece of data shorter than this says nothing about an observer."""
-COUNTS = {"train": 4096, "validation": 256, "test": 512}
-SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
+CORRECTION_UPDATES = 1500
 
 
 @dataclass
@@ -51,180 +44,13 @@ class Comparison:
     robustness: xr.Dataset | None
 
 
-def find_plant(name: str) -> ct.InputOutputSystem | Scenario:
-    """Look up a catalogue name, or import a user's ``module:factory`` and call it.
-
-    Parameters
-    ----------
-    name : str
-        Catalogue name, or ``module:factory``, searched in the current folder too.
-
-    Returns
-    -------
-    control.InputOutputSystem or Scenario
-
-    Raises
-    ------
-    ValueError
-        Unknown name, module or factory, a factory that raises or returns something else.
-    """
-    if ":" not in name:
-        if name not in SCENARIOS:
-            raise ValueError(
-                f"unknown plant {name!r}: use one of {', '.join(sorted(SCENARIOS))}, or module:factory of your own"
-            )
-        return scenario(name)
-    system = call_factory(name)
-    if not isinstance(system, Scenario | ct.InputOutputSystem):
-        raise ValueError(
-            f"{name} must return a python-control system or a plants.Scenario, got {type(system).__name__}"
-        )
-    return system
-
-
-def call_factory(name: str):
-    """Import a user's ``module:factory``, from the current folder too, and call it; ValueError where it fails."""
-    module_name, _, factory_name = name.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        module = importlib.import_module(module_name.removesuffix(".py"))
-    except Exception as error:  # the user's module may fail in any way
-        raise ValueError(
-            f"cannot import {module_name!r} (searched {Path.cwd()} and the installed packages): "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    factory = getattr(module, factory_name, None)
-    if not callable(factory):
-        raise ValueError(f"{module_name!r} has no function {factory_name!r}")
-    try:
-        return factory()
-    except Exception as error:
-        raise ValueError(f"{name} raised {type(error).__name__}: {error}") from error
-
-
-def as_scenario(
-    system: ct.InputOutputSystem | Scenario, dt: float | None, say: Callable[[str], None], given_data: bool = False
-) -> Scenario:
-    """Complete a bare system with stated defaults: region (-1, 1), noise in proportion to what the plant does.
-
-    With `given_data` neither is used, and nothing is simulated.
-    """
-    if isinstance(system, Scenario):
-        if dt is not None:
-            raise ValueError("--dt is for a bare python-control system; this plant comes with its own sample time")
-        return system
-    model = discretize(system, dt)
-    spread = np.ones(model.nstates), np.ones(model.noutputs)
-    if not given_data:
-        say(
-            "defaults for a bare system: starts and inputs within (-1, 1), inputs in steps of ten samples, process "
-            "noise of 2 % and measurement noise of 10 % of each signal's standard deviation; return a plants.Scenario "
-            "from your factory to choose them"
-        )
-        quiet = simulate(model, trajectories=64, steps=STEPS, seed=0)
-        spread = tuple(np.maximum(quiet[name].values.std(axis=(0, 1)), 1e-12) for name in ("x", "y"))
-    noise = GaussianNoise((0.02 * spread[0]) ** 2, (0.1 * spread[1]) ** 2)
-    setting = Scenario(system, model.dt, {}, noise, time_unit="")
-    setting._model.append(model)  # it was made above, and may have warned
-    return setting
-
-
-def read_data(path, model: StateSpaceModel) -> xr.Dataset:
-    """Read the user's trajectories from netCDF or CSV.
-
-    The netCDF is that of this toolkit; the CSV's columns are ``time`` and the plant's labels.
-    """
-    if str(path).endswith(".csv"):
-        try:
-            columns = pd.read_csv(path, nrows=0).columns
-        except (OSError, UnicodeDecodeError, ValueError) as error:
-            raise ValueError(f"cannot read {path} as CSV: {error}") from error
-
-        absent = [label for label in (*model.output_labels, *model.input_labels) if label not in columns]
-        if absent:
-            raise ValueError(f"{path} has no columns for {absent} of {model.name!r}; it has {list(columns)}")
-
-        def same(labels):
-            return {label: label for label in labels if label in columns}
-
-        data = from_csv(
-            path,
-            model,
-            time="time",
-            outputs=same(model.output_labels),
-            inputs=same(model.input_labels),
-            states=same(model.state_labels),
-        )
-    else:
-        data = load_dataset(path)
-    validate(data, model, states=True)
-    return data
-
-
-def divide(data: xr.Dataset) -> dict[str, xr.Dataset]:
-    """Split into training, validation and test data and cut into pieces.
-
-    The split is by runs, in time where there are fewer than ten runs.
-    """
-    by_runs = data.sizes["trajectory"] >= 10
-    shortest = data.sizes["time"] if by_runs else int(min(SHARES.values()) * data.sizes["time"])
-    if shortest < FEWEST:
-        raise ValueError(
-            f"the data hold {data.sizes['trajectory']} trajectories of {data.sizes['time']} samples: too few to train, "
-            f"validate and test on pieces of at least {FEWEST} samples"
-        )
-    if by_runs:
-        test, validation = (max(1, round(SHARES[name] * data.sizes["trajectory"])) for name in ("test", "validation"))
-        parts = split(data, (data.sizes["trajectory"] - test - validation, validation, test))
-    else:
-        edges = np.round(np.cumsum([0, *SHARES.values()]) * data.sizes["time"]).astype(int)
-        parts = [data.isel(time=slice(a, b)) for a, b in pairwise(edges)]
-    datasets = {name: cut(part, min(STEPS, part.sizes["time"])) for name, part in zip(SHARES, parts, strict=True)}
-    x = datasets["train"]["x"].values
-    return {
-        name: part
-        if "initial_mean" in part and by_runs
-        else part.assign(  # all that is known of the start of a piece
-            initial_mean=("state", x.mean(axis=(0, 1))),
-            initial_cov=(("state", "state_"), np.diag(x.var(axis=(0, 1)) + np.finfo(float).tiny)),
-        )
-        for name, part in datasets.items()
-    }
-
-
-def prepare(
-    setting: Scenario, data: xr.Dataset | None, seed: int, say: Callable[[str], None]
-) -> tuple[dict[str, xr.Dataset], GaussianNoise]:
-    """Simulate training, validation and test data, or divide the given; and the noise a filter may start from."""
-    model = setting.model
-    if data is None:
-        datasets = {
-            name: setting.simulate(count, STEPS, seed=3 * seed + i) for i, (name, count) in enumerate(COUNTS.items())
-        }
-        noise = setting.noise
-        say(
-            "data: simulated, "
-            + ", ".join(f"{count} {name}" for name, count in COUNTS.items())
-            + f" trajectories of {STEPS} samples"
-        )
-    else:
-        datasets = divide(data)
-        noise = GaussianNoise(*noise_of(datasets["train"], model))
-        say(
-            "data: given, "
-            + ", ".join(f"{part.sizes['trajectory']} {name}" for name, part in datasets.items())
-            + f" pieces of {datasets['train'].sizes['time']} samples"
-        )
-    return datasets, noise
-
-
 def compare(
     setting: Scenario,
     data: xr.Dataset | None = None,
     *,
     seed: int = 0,
     updates: int = 2500,
+    mixture: bool = False,
     robustness_seeds: int = 0,
     checkpoint: Path | None = None,
     progress: bool = True,
@@ -232,7 +58,8 @@ def compare(
 ) -> Comparison:
     """Tune EKF and UKF, train an R2DN observer on the same data, compare them on test data and certify the observer.
 
-    "R2DN+KF" is a Kalman filter linearised along the observer, with the noise that the EKF was tuned to.
+    "R2DN+KF" is a Kalman filter linearised along the observer, with the noise that the EKF was tuned to; "EKF+R2DN" or
+    "UKF+R2DN" the filter that is better on validation data, with its errors predicted by a network.
 
     Parameters
     ----------
@@ -244,6 +71,8 @@ def compare(
         Of data and training.
     updates : int
         Rollout updates of the training.
+    mixture : bool
+        Tune and train on equal parts of all of ``plants.CONDITIONS`` instead of on nominal data.
     robustness_seeds : int
         How many datasets of each of ``plants.CONDITIONS`` the estimators are tried on; 0, and for given data: none.
     checkpoint : path-like, optional
@@ -259,10 +88,12 @@ def compare(
     """
     model = setting.model
     say(repr(model))
-    datasets, noise = prepare(setting, data, seed, say)
+    if mixture and data is not None:
+        raise ValueError("mixture is of simulated data: give either data or mixture")
+    datasets, noise = prepare(setting, data, seed, say, mixture)
     train = datasets["train"]
-    estimators = {"EKF": ExtendedKalmanFilter(model, noise), "UKF": UnscentedKalmanFilter(model, noise)}
-    for name, estimator in estimators.items():
+    filters = {"EKF": ExtendedKalmanFilter(model, noise), "UKF": UnscentedKalmanFilter(model, noise)}
+    for name, estimator in filters.items():
         tuned = estimator.tune(train)
         deviations = [np.sqrt(np.diag(c)) for c in (tuned.noise.process_cov, tuned.noise.measurement_cov)]
         say(
@@ -273,8 +104,11 @@ def compare(
     observer, history = train_observer(
         model, datasets, seed=seed, updates=updates, checkpoint=checkpoint, progress=progress, say=say
     )
-    along = ExogenousKalmanFilter(model, estimators["EKF"].noise, observer)
-    estimators = {"R2DN": observer, "R2DN+KF": along, **estimators}
+    along = ExogenousKalmanFilter(model, filters["EKF"].noise, observer)
+    corrected = correct_better(
+        filters, datasets, seed=seed, updates=max(1, min(updates, CORRECTION_UPDATES)), progress=progress, say=say
+    )
+    estimators = {"R2DN": observer, "R2DN+KF": along, **corrected, **filters}
     table = benchmark(estimators, datasets["test"])
     certificates = {name: certify(estimator, datasets["test"]) for name, estimator in estimators.items()}
     robustness = None
@@ -311,6 +145,46 @@ def train_observer(
         f"contraction rate designed {history.designed_rate:g}, refined {history.refined_rate:.4f}"
     )
     return observer, history
+
+
+def correct_better(
+    filters: dict[str, GaussianFilter],
+    datasets: dict[str, xr.Dataset],
+    *,
+    seed: int = 0,
+    updates: int = CORRECTION_UPDATES,
+    progress: bool = False,
+    say: Callable[[str], None] = print,
+) -> dict[str, LearnedCorrection]:
+    """Learn the correction of the filter that is better on validation data, ``{"EKF+R2DN": it}``.
+
+    Nothing, and a line that tells why, where the filter is lost on all of the data.
+    """
+    errors = {name: _typical_error(filter, datasets["validation"]) for name, filter in filters.items()}
+    # the first of those that are level within a percent
+    better = next(name for name, error in errors.items() if error <= min(errors.values()) + 0.01)
+    corrected = LearnedCorrection(filters[better], seed=seed)
+    try:
+        history = corrected.fit(
+            datasets["train"], datasets["validation"], updates=updates, seed=seed, progress=progress
+        )
+    except (ValueError, FloatingPointError) as error:  # the other estimators are worth comparing
+        say(f"{better}+R2DN left out: {error}")
+        return {}
+    say(
+        f"{better}+R2DN trained: {history.wall_time:.0f} s, kept update {history.best_update} of "
+        f"{history.updates[-1]}; loss {min(history.validation_loss):.3f} of the filter's"
+    )
+    return {f"{better}+R2DN": corrected}
+
+
+def _typical_error(filter, data):
+    """Mean over states of the log RMSE of filtered estimates; of the trajectories that it does not lose."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*diverged on")
+        estimate = estimate_batch(filter, data)
+    error = float(np.log(rmse_by_phase(filter.model, estimate, data, data.sizes["time"] // 3)[0][1]).mean())
+    return error if np.isfinite(error) else np.inf
 
 
 def certify_model(

@@ -8,6 +8,7 @@ import xarray as xr
 
 from estimators import html_report, plotting
 from estimators.certificates.result import Certificate
+from estimators.correction import LearnedCorrection
 from estimators.pipeline import Comparison
 from plants.model import StateSpaceModel
 from plants.schema import save_dataset
@@ -125,6 +126,10 @@ def write_results(result: Comparison, folder: Path, settings: dict) -> list[Path
     name, test = result.model.name, result.datasets["test"]
     paths = [folder / f"{name}_observer.safetensors", folder / f"{name}_estimates.nc"]
     result.estimators["R2DN"].save(paths[0])
+    for estimator in result.estimators.values():
+        if isinstance(estimator, LearnedCorrection):
+            paths.append(folder / f"{name}_correction.safetensors")
+            estimator.save(paths[-1])
     save_dataset(
         result.table.assign(
             x=(("trajectory", "time", "state"), test["x"].values),

@@ -19,7 +19,7 @@ from plants.catalog.quadruple_tank import quadruple_tank
 from plants.catalog.reaction_diffusion import reaction_diffusion
 from plants.catalog.stirred_tank_reactor import stirred_tank_reactor
 from plants.catalog.van_der_pol import van_der_pol
-from plants.conditions import CONDITIONS, Condition
+from plants.conditions import CONDITIONS, Condition, conditions_for, simulate_mixture
 from plants.model import StateSpaceModel, discretize
 from plants.noise import BiasedNoise, BoundedNoise, GaussianNoise, OutlierNoise, StudentNoise
 from plants.parameters import parameters_as_inputs, parameters_as_states, with_parameters
@@ -42,6 +42,7 @@ __all__ = [
     "array_namespace",
     "bicycle",
     "bioreactor",
+    "conditions_for",
     "cut",
     "discretize",
     "duffing",
@@ -65,6 +66,7 @@ __all__ = [
     "scenario",
     "signals",
     "simulate",
+    "simulate_mixture",
     "split",
     "stirred_tank_reactor",
     "to_tensors",

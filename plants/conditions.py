@@ -1,6 +1,7 @@
 """Conditions under which estimators are tried: data that differ from a scenario's nominal ones, batched."""
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import control as ct
@@ -201,3 +202,78 @@ CONDITIONS = {
     "sensor bias": Condition(bias=1.0),
 }
 """What the robustness table looks at."""
+
+
+def conditions_for(setting: Scenario) -> dict[str, Condition]:
+    """Those of `CONDITIONS` that a plant can be put under: without wrong parameters where it stores none.
+
+    Parameters
+    ----------
+    setting : Scenario
+        Plant and nominal conditions.
+
+    Returns
+    -------
+    dict
+        ``{name: Condition}``.
+    """
+    try:
+        varied_model(setting)
+    except ValueError:
+        return {name: condition for name, condition in CONDITIONS.items() if not condition.parameter_error}
+    return dict(CONDITIONS)
+
+
+def simulate_mixture(
+    setting: Scenario, conditions: Mapping[str, Condition], trajectories: int, steps: int, seed: int
+) -> xr.Dataset:
+    """Simulate equal parts of several conditions: training data for an estimator that is to hold under all of them.
+
+    Parameters
+    ----------
+    setting : Scenario
+        Plant and nominal conditions.
+    conditions : mapping
+        ``{name: Condition}``, for instance of :func:`conditions_for`. One under which a trajectory does not stay
+        finite is left out with a warning: with wrong parameters a plant can run away.
+    trajectories : int
+        In all, at least one for each condition.
+    steps : int
+        Samples of each.
+    seed : int
+        Of everything drawn.
+
+    Returns
+    -------
+    xarray.Dataset
+        Trajectories of all conditions in random order, as :meth:`Condition.simulate` makes them.
+
+    Raises
+    ------
+    TypeError, ValueError
+        No conditions, or something else among them; fewer trajectories than conditions; a parameter error for a
+        plant that stores no parameters; no condition is left.
+    """
+    for name, condition in conditions.items():
+        if not isinstance(condition, Condition):
+            raise TypeError(f"conditions[{name!r}] must be a plants.Condition, got {type(condition).__name__}")
+    if not conditions or trajectories < len(conditions):
+        raise ValueError(
+            f"trajectories must be at least one for each condition, got {trajectories} for {len(conditions)} conditions"
+        )
+    if any(condition.parameter_error for condition in conditions.values()):
+        varied_model(setting)
+    parts, failed = [], ""
+    for i, (name, condition) in enumerate(conditions.items()):
+        share = (trajectories + i) // len(conditions)
+        try:
+            parts.append(condition.simulate(setting, share, steps, seed))
+        except ValueError as error:
+            failed = f"condition {name!r} is left out: {error}"
+            warnings.warn(failed, stacklevel=2)
+    if not parts:
+        raise ValueError(failed)
+    data = xr.concat(
+        parts, "trajectory", data_vars="minimal", coords="minimal", compat="override", combine_attrs="override"
+    )
+    return data.isel(trajectory=np.random.default_rng([seed, 3]).permutation(data.sizes["trajectory"]))

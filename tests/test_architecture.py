@@ -104,6 +104,7 @@ ORDER = [
     "estimators.certificates.error_bound",
     "estimators.certificates",
     "estimators.plotting",
+    "estimators.sources",
     "estimators.pipeline",
     "estimators.html_report",
     "estimators.report",

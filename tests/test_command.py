@@ -9,15 +9,16 @@ import xarray as xr
 
 import estimators as est
 import plants
-from estimators import pipeline
+from estimators import pipeline, sources
 from estimators.__main__ import main
 
 
 @pytest.fixture
 def small(monkeypatch):
     """The same job on less data."""
-    monkeypatch.setattr(pipeline, "COUNTS", {"train": 64, "validation": 16, "test": 16})
-    monkeypatch.setattr(pipeline, "STEPS", 60)
+    monkeypatch.setattr(sources, "COUNTS", {"train": 64, "validation": 16, "test": 16})
+    for module in (sources, pipeline):
+        monkeypatch.setattr(module, "STEPS", 60)
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # the command replaces it
 
 
@@ -56,6 +57,7 @@ def test_catalogue_plant(small, tmp_path, capsys):
         f"mass_spring_damper_{n}"
         for n in (
             "checkpoint.safetensors",
+            "correction.safetensors",
             "error_decay.png",
             "estimates.nc",
             "observer.safetensors",
@@ -65,13 +67,27 @@ def test_catalogue_plant(small, tmp_path, capsys):
         )
     ]
     estimates = xr.load_dataset(tmp_path / "out" / "mass_spring_damper_estimates.nc", engine="h5netcdf")
-    assert set(estimates["estimator"].values) == {"R2DN", "R2DN+KF", "EKF", "UKF"}
+    assert set(estimates["estimator"].values) == {"R2DN", "R2DN+KF", "EKF+R2DN", "EKF", "UKF"}
     assert np.isfinite(estimates["x_hat"]).all()
     assert (
         est.load(
             tmp_path / "out" / "mass_spring_damper_observer.safetensors", plants.scenario("mass_spring_damper").model
         ).contraction_rate
         == 0.99
+    )
+
+
+def test_correction_in_the_results_is_the_one_that_was_compared(small, tmp_path, capsys):
+    arguments = ["benchmark", "pendulum", "--mixture", "--out", str(tmp_path), "--updates", "5", "--seeds", "0"]
+    assert main(arguments) == 0
+    assert "mixture of conditions" in capsys.readouterr().out
+    table = xr.load_dataset(tmp_path / "pendulum_estimates.nc", engine="h5netcdf")
+    (name,) = (n for n in table["estimator"].values if n.endswith("F+R2DN"))
+    setting = plants.scenario("pendulum")
+    found = est.LearnedCorrection.load(tmp_path / "pendulum_correction.safetensors", setting.model)
+    again = est.run(found, setting.simulate(16, 60, seed=2))
+    np.testing.assert_allclose(
+        again["filtered"], table["x_hat"].sel(estimator=name, kind="filtered"), rtol=0, atol=1e-9
     )
 
 

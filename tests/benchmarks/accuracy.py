@@ -11,8 +11,9 @@ import numpy as np
 
 import estimators as est
 import plants
-from estimators.pipeline import STEPS, compare
+from estimators.pipeline import compare
 from estimators.report import format_table
+from estimators.sources import STEPS
 
 
 def outliers(setting):

@@ -12,7 +12,7 @@ import numpy as np
 
 import estimators as est
 import plants
-from estimators.pipeline import STEPS
+from estimators.sources import STEPS
 from tests.benchmarks.accuracy import LEFT_OUT
 from tests.benchmarks.robustness import SEEDS, estimators_of
 

@@ -7,17 +7,13 @@ Run: python -m tests.benchmarks.robustness [--mixture] [NAME ...]   (a plant tak
 
 import sys
 import time
-import warnings
 
 import numpy as np
-import xarray as xr
 
 import estimators as est
 import plants
-from estimators.benchmark import rmse_by_phase
-from estimators.pipeline import COUNTS, STEPS
-from estimators.run import estimate_batch
-from plants.conditions import varied_model
+from estimators.pipeline import correct_better
+from estimators.sources import STEPS, prepare
 from tests.benchmarks.accuracy import LEFT_OUT
 
 SEEDS = 20
@@ -28,66 +24,20 @@ TUNED = 8
 """Every so many trajectories are enough for a filter's few numbers: they are known to a percent from 512."""
 
 
-def conditions_of(setting):
-    """All conditions, but wrong parameters of a plant that stores none."""
-    try:
-        varied_model(setting)
-    except ValueError:
-        return {name: c for name, c in plants.CONDITIONS.items() if not c.parameter_error}
-    return plants.CONDITIONS
-
-
-def training_data(setting, mixture):
-    """Training and validation data."""
-    if not mixture:
-        return [setting.simulate(COUNTS[part], STEPS, seed) for seed, part in enumerate(("train", "validation"))]
-    share, parts = len(conditions_of(setting)), {"train": [], "validation": []}
-    for name, condition in conditions_of(setting).items():
-        try:
-            found = [condition.simulate(setting, COUNTS[part] // share, STEPS, seed) for seed, part in enumerate(parts)]
-        except ValueError as error:  # wrong parameters can make a plant run away
-            print(f"  trained without {name!r}: {error}", flush=True)
-            continue
-        for part, data in zip(parts.values(), found, strict=True):
-            part.append(data)
-    return [
-        xr.concat(
-            part,
-            "trajectory",
-            data_vars="minimal",
-            coords="minimal",
-            compat="override",
-            combine_attrs="override",
-        )
-        for part in parts.values()
-    ]
-
-
-def typical_error(filter, data):
-    """Mean over states of the log RMSE of filtered estimates."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*diverged on")
-        estimate = estimate_batch(filter, data)
-    return float(np.log(rmse_by_phase(filter.model, estimate, data, STEPS // 3)[0][1]).mean())
-
-
 def estimators_of(setting, mixture):
     """Trained and tuned estimators by name, and the seconds that the training took."""
     model = setting.model
-    train, validation = training_data(setting, mixture)
-    found = {
-        "EKF": est.ExtendedKalmanFilter(model, setting.noise),
-        "UKF": est.UnscentedKalmanFilter(model, setting.noise),
-    }
-    for filter in found.values():
+    datasets, noise = prepare(setting, None, 0, lambda text: None, mixture)
+    train, validation = datasets["train"], datasets["validation"]
+    filters = {"EKF": est.ExtendedKalmanFilter(model, noise), "UKF": est.UnscentedKalmanFilter(model, noise)}
+    for filter in filters.values():
         filter.tune(train.isel(trajectory=slice(None, None, TUNED)))
     observer, began = est.R2DNObserver(model), time.process_time()
     observer.fit(train, validation, progress=False)
     seconds = time.process_time() - began
-    along = est.ExogenousKalmanFilter(model, found["EKF"].noise, observer)
-    corrected = est.LearnedCorrection(min(found.values(), key=lambda filter: typical_error(filter, validation)))
-    corrected.fit(train, validation, progress=False)
-    return {"R2DN": observer, "R2DN+KF": along, "filter+R2DN": corrected, **found}, seconds
+    along = est.ExogenousKalmanFilter(model, filters["EKF"].noise, observer)
+    (corrected,) = correct_better(filters, datasets, say=lambda text: None).values()
+    return {"R2DN": observer, "R2DN+KF": along, "filter+R2DN": corrected, **filters}, seconds
 
 
 def row(name, table):
@@ -121,7 +71,9 @@ def main(arguments):
     for name in names or [n for n in plants.SCENARIOS if n not in LEFT_OUT]:
         setting = plants.scenario(name)
         found, seconds = estimators_of(setting, mixture)
-        table = est.monte_carlo(found, setting, conditions_of(setting), seeds=SEEDS, steps=STEPS, progress=False)
+        table = est.monte_carlo(
+            found, setting, plants.conditions_for(setting), seeds=SEEDS, steps=STEPS, progress=False
+        )
         row(name, table)
         print(f"  {name}: observer trained in {seconds:.0f} s of processor time", flush=True)
 

@@ -100,17 +100,31 @@ def test_correction_of_an_absurd_measurement_is_bounded(for_outliers, setting):
 
 
 def test_files(tmp_path, for_outliers, setting):
-    filter, corrected, _ = for_outliers
+    _, corrected, _ = for_outliers
     path, data = tmp_path / "correction.safetensors", setting.simulate(2, 20, seed=3)
     corrected.save(path)
-    again = est.LearnedCorrection.load(path, filter)
+    again = est.LearnedCorrection.load(path, setting.model)
     np.testing.assert_array_equal(est.run(again, data)["filtered"], est.run(corrected, data)["filtered"])
-    other = plants.scenario("pendulum")
+    with pytest.raises(ValueError, match=r"KalmanFilter.*filter made .*ExtendedKalmanFilter"):
+        est.LearnedCorrection.load(path, setting.model, est.ExtendedKalmanFilter)
+    with pytest.raises(ValueError, match=r"gate.*None.*filter made .*0\.9"):
+        est.LearnedCorrection.load(path, setting.model, lambda *args: est.KalmanFilter(*args, gate=0.9))
     with pytest.raises(ValueError, match="corrects a filter of"):
-        est.LearnedCorrection.load(path, est.ExtendedKalmanFilter(other.model, other.noise))
+        est.LearnedCorrection.load(path, setting.model.with_dt(0.05))
     path.write_bytes(b"nothing")
     with pytest.raises(ValueError, match="cannot read"):
-        est.LearnedCorrection.load(path, filter)
+        est.LearnedCorrection.load(path, setting.model)
+
+
+def test_files_of_filters_that_need_more_than_noise(tmp_path):
+    setting = plants.scenario("pendulum")
+    observer, path = est.R2DNObserver(setting.model, nfeedback=4, hidden=(8,)), tmp_path / "correction.safetensors"
+    observer.initialise(setting.simulate(12, 30, seed=0))
+    est.LearnedCorrection(est.ExogenousKalmanFilter(setting.model, setting.noise, observer)).save(path)
+    with pytest.raises(ValueError, match="corrects a ExogenousKalmanFilter: give filter"):
+        est.LearnedCorrection.load(path, setting.model)
+    found = est.LearnedCorrection.load(path, setting.model, lambda *args: est.ExogenousKalmanFilter(*args, observer))
+    np.testing.assert_array_equal(found.filter.noise.process_cov, setting.noise.process_cov)
 
 
 def test_other_filters_can_be_corrected():

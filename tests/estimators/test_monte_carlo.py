@@ -47,6 +47,43 @@ class TestConditions:
         np.testing.assert_allclose(one["initial_cov"], nominal["initial_cov"])
         assert one.sizes["input"] == setting.model.ninputs
 
+    def test_mixture_holds_every_condition_equally_in_random_order(self, setting):
+        conditions = {
+            name: plants.CONDITIONS[name] for name in ("nominal", "wrong start", "sensor bias", "missing samples")
+        }
+        data = plants.simulate_mixture(setting, conditions, 41, 30, seed=5)
+        plants.validate(data, setting.model, states=True)
+        assert data.sizes["trajectory"] == 41
+        which = []
+        for trajectory in data["y"].values:
+            for i, condition in enumerate(conditions.values()):
+                own = condition.simulate(setting, 11 if i == 3 else 10, 30, 5)["y"].values
+                if any(np.array_equal(trajectory, one, equal_nan=True) for one in own):
+                    which.append(i)
+        assert np.bincount(which).tolist() == [10, 10, 10, 11]
+        assert sorted(which) != which
+        xr.testing.assert_identical(data, plants.simulate_mixture(setting, conditions, 41, 30, seed=5))
+
+    def test_mixture_leaves_out_what_the_plant_does_not_survive_and_says_so(self):
+        reactor = plants.scenario("stirred_tank_reactor")  # runs away with k0 30 % up and the cooling 30 % down
+        conditions = {name: plants.CONDITIONS[name] for name in ("nominal", "parameters 30 %")}
+        with pytest.warns(UserWarning, match="condition 'parameters 30 %' is left out: trajectory"):
+            data = plants.simulate_mixture(reactor, conditions, 800, 100, seed=0)
+        assert data.sizes["trajectory"] == 400
+
+    def test_bad_mixtures_are_named(self, setting):
+        with pytest.raises(ValueError, match="at least one for each condition, got 3 for 8 conditions"):
+            plants.simulate_mixture(setting, plants.CONDITIONS, 3, 30, seed=0)
+        with pytest.raises(ValueError, match="got 3 for 0 conditions"):
+            plants.simulate_mixture(setting, {}, 3, 30, seed=0)
+        with pytest.raises(TypeError, match=r"conditions\['a'\] must be a plants.Condition, got float"):
+            plants.simulate_mixture(setting, {"a": 0.1}, 3, 30, seed=0)
+        growth = plants.scenario("growth_model")
+        assert not any(condition.parameter_error for condition in plants.conditions_for(growth).values())
+        assert plants.conditions_for(setting) == plants.CONDITIONS
+        with pytest.raises(ValueError, match="stores no parameters"):
+            plants.simulate_mixture(growth, plants.CONDITIONS, 80, 30, seed=0)
+
     def test_parameters_are_wrong_by_what_is_asked_for(self, setting):
         """Without noise a trajectory's own plant explains it: each parameter 30 % up or down."""
         quiet = plants.Condition(
