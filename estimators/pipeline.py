@@ -10,21 +10,23 @@ import torch
 import xarray as xr
 
 from estimators import observer_file
-from estimators.benchmark import benchmark, rmse_by_phase
+from estimators.benchmark import benchmark
 from estimators.certificates.certify import certify, certify_parts
 from estimators.certificates.error_bound import ErrorBound, certify_error
 from estimators.certificates.result import Certificate
 from estimators.correction import LearnedCorrection
 from estimators.gaussian import ExogenousKalmanFilter, ExtendedKalmanFilter, UnscentedKalmanFilter
 from estimators.gaussian.filter import GaussianFilter
+from estimators.metrics import errors
 from estimators.monte_carlo import monte_carlo
 from estimators.observer import R2DNObserver
 from estimators.run import estimate_batch
-from estimators.sources import STEPS, as_scenario, call_factory, find_plant, prepare, read_data
+from estimators.sources import COUNTS, STEPS, as_scenario, call_factory, find_plant, prepare, read_data
 from estimators.startup import Startup
 from estimators.training import FitResult
 from plants import Scenario
 from plants.model import StateSpaceModel
+from plants.noise import GaussianNoise
 from plants.schema import cut
 
 CORRECTION_UPDATES = 1500
@@ -72,7 +74,8 @@ def compare(
     updates : int
         Rollout updates of the training.
     mixture : bool
-        Tune and train on equal parts of all of ``plants.CONDITIONS`` instead of on nominal data.
+        Train on equal parts of all of ``plants.CONDITIONS`` instead of on nominal data. The filters are tuned on both:
+        "EKF" and "UKF" are of nominal data, "EKF, mixture" and "UKF, mixture" of the mixture.
     robustness_seeds : int
         How many datasets of each of ``plants.CONDITIONS`` the estimators are tried on; 0, and for given data: none.
     checkpoint : path-like, optional
@@ -91,16 +94,9 @@ def compare(
     if mixture and data is not None:
         raise ValueError("mixture is of simulated data: give either data or mixture")
     datasets, noise = prepare(setting, data, seed, say, mixture)
-    train = datasets["train"]
-    filters = {"EKF": ExtendedKalmanFilter(model, noise), "UKF": UnscentedKalmanFilter(model, noise)}
-    for name, estimator in filters.items():
-        tuned = estimator.tune(train)
-        deviations = [np.sqrt(np.diag(c)) for c in (tuned.noise.process_cov, tuned.noise.measurement_cov)]
-        say(
-            f"{name} tuned by maximum likelihood: log-likelihood {tuned.log_likelihood_before:.4f} -> "
-            f"{tuned.log_likelihood:.4f} a sample; process noise {_numbers(deviations[0])}, "
-            f"measurement noise {_numbers(deviations[1])} (standard deviations)"
-        )
+    nominal = setting.simulate(COUNTS["train"], STEPS, 3 * seed) if mixture else datasets["train"]
+    filters = tune_filters(model, noise, nominal, say=say)
+    mixed = tune_filters(model, noise, datasets["train"], ", mixture", say) if mixture else {}
     observer, history = train_observer(
         model, datasets, seed=seed, updates=updates, checkpoint=checkpoint, progress=progress, say=say
     )
@@ -108,13 +104,30 @@ def compare(
     corrected = correct_better(
         filters, datasets, seed=seed, updates=max(1, min(updates, CORRECTION_UPDATES)), progress=progress, say=say
     )
-    estimators = {"R2DN": observer, "R2DN+KF": along, **corrected, **filters}
+    estimators = {"R2DN": observer, "R2DN+KF": along, **corrected, **filters, **mixed}
     table = benchmark(estimators, datasets["test"])
     certificates = {name: certify(estimator, datasets["test"]) for name, estimator in estimators.items()}
     robustness = None
     if robustness_seeds and data is None:
         robustness = monte_carlo(estimators, setting, seeds=robustness_seeds, steps=STEPS, progress=progress)
     return Comparison(model, datasets, estimators, history, table, certificates["R2DN"], certificates, robustness)
+
+
+def tune_filters(
+    model: StateSpaceModel, noise: GaussianNoise, data: xr.Dataset, suffix: str = "", say: Callable[[str], None] = print
+) -> dict[str, GaussianFilter]:
+    """EKF and UKF, tuned on data by maximum likelihood from a first noise, ``{"EKF" + suffix: it, ...}``."""
+    found = {}
+    for kind, name in ((ExtendedKalmanFilter, "EKF"), (UnscentedKalmanFilter, "UKF")):
+        found[name + suffix] = kind(model, noise)
+        tuned = found[name + suffix].tune(data)
+        deviations = [np.sqrt(np.diag(c)) for c in (tuned.noise.process_cov, tuned.noise.measurement_cov)]
+        say(
+            f"{name}{suffix} tuned by maximum likelihood: log-likelihood {tuned.log_likelihood_before:.4f} -> "
+            f"{tuned.log_likelihood:.4f} a sample; process noise {_numbers(deviations[0])}, "
+            f"measurement noise {_numbers(deviations[1])} (standard deviations)"
+        )
+    return found
 
 
 def train_observer(
@@ -160,9 +173,9 @@ def correct_better(
 
     Nothing, and a line that tells why, where the filter is lost on all of the data.
     """
-    errors = {name: _typical_error(filter, datasets["validation"]) for name, filter in filters.items()}
+    typical = {name: _typical_error(filter, datasets["validation"]) for name, filter in filters.items()}
     # the first of those that are level within a percent
-    better = next(name for name, error in errors.items() if error <= min(errors.values()) + 0.01)
+    better = next(name for name, error in typical.items() if error <= min(typical.values()) + 0.01)
     corrected = LearnedCorrection(filters[better], seed=seed)
     try:
         history = corrected.fit(
@@ -179,12 +192,14 @@ def correct_better(
 
 
 def _typical_error(filter, data):
-    """Mean over states of the log RMSE of filtered estimates; of the trajectories that it does not lose."""
+    """Mean over trajectories and states of the log RMSE of filtered estimates; the states' spread for lost ones."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*diverged on")
         estimate = estimate_batch(filter, data)
-    error = float(np.log(rmse_by_phase(filter.model, estimate, data, data.sizes["time"] // 3)[0][1]).mean())
-    return error if np.isfinite(error) else np.inf
+    x = data["x"].values
+    found = np.sqrt(np.square(errors(filter.model, estimate.filtered, x)).mean(1))
+    found = np.where(np.isfinite(found), found, x.std((0, 1)))
+    return float(np.log(np.maximum(found, np.finfo(float).tiny)).mean())
 
 
 def certify_model(

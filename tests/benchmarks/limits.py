@@ -47,8 +47,8 @@ def main(names):
     print("|---" * (3 + len(columns)) + "|")
     for name in names or [n for n in plants.SCENARIOS if n not in LEFT_OUT]:
         setting = plants.scenario(name)
-        found, _ = estimators_of(setting, mixture=False)
-        ratio, lost = ratios(setting, found)
+        compared, filters, _ = estimators_of(setting, mixture=False)
+        ratio, lost = ratios(setting, {**compared, **filters})
         for who in ratio["estimator"].values:
             cells = []
             for kind, phase in columns:
