@@ -18,6 +18,7 @@ from plants.catalog.planar_quadrotor import planar_quadrotor
 from plants.catalog.quadruple_tank import quadruple_tank
 from plants.catalog.reaction_diffusion import reaction_diffusion
 from plants.catalog.stirred_tank_reactor import stirred_tank_reactor
+from plants.catalog.synchronous_motor import synchronous_motor
 from plants.catalog.van_der_pol import van_der_pol
 from plants.conditions import CONDITIONS, Condition, conditions_for, simulate_mixture
 from plants.model import StateSpaceModel, discretize
@@ -69,6 +70,7 @@ __all__ = [
     "simulate_mixture",
     "split",
     "stirred_tank_reactor",
+    "synchronous_motor",
     "to_tensors",
     "validate",
     "van_der_pol",

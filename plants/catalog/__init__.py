@@ -46,6 +46,9 @@ from plants.catalog import (
     stirred_tank_reactor as _stirred_tank_reactor,
 )
 from plants.catalog import (
+    synchronous_motor as _synchronous_motor,
+)
+from plants.catalog import (
     van_der_pol as _van_der_pol,
 )
 from plants.catalog.scenario import Scenario
@@ -61,6 +64,7 @@ SCENARIOS = {
     "stirred_tank_reactor": _stirred_tank_reactor.scenario,
     "bioreactor": _bioreactor.scenario,
     "bicycle": _bicycle.scenario,
+    "synchronous_motor": _synchronous_motor.scenario,
     "planar_quadrotor": _planar_quadrotor.scenario,
     "growth_model": _growth_model.scenario,
     "falling_body": _falling_body.scenario,

@@ -61,14 +61,14 @@ def row(name, table, filters):
     ratio = rmse / rmse.where(keeps).sel(estimator=filters).min("estimator")
     for condition in table["condition"].values:
         cells = []
-        if not np.isfinite(ratio.sel(condition=condition, estimator=filters)).any():
-            cells = ["the plant runs away, or no filter keeps it"]
-        for who in COMPARED if not cells else ():
-            if not keeps.sel(condition=condition, estimator=who):
+        for who in COMPARED:
+            own = ratio.sel(condition=condition, estimator=who)
+            # not where the plant runs away either, or no filter keeps it
+            if not keeps.sel(condition=condition, estimator=who) or not np.isfinite(own).all():
                 cells += ["not compared"] * 2
                 continue
             for phase in ("transient", "steady"):
-                part = ratio.sel(condition=condition, estimator=who, phase=phase)
+                part = own.sel(phase=phase)
                 mean = np.exp(np.log(part).mean("state"))
                 error = float(mean.std("seed", ddof=1)) / np.sqrt(len(mean))
                 largest = float(part.mean("seed").max())

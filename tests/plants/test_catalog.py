@@ -53,6 +53,15 @@ def test_reactor_has_the_published_operating_point():
     assert abs(rates[0]) < 1e-3 and abs(rates[1]) < 0.2
 
 
+def test_motor_turns_as_published():
+    """Locked at 90 degrees, phase b makes no torque and phase a brakes; turning, the magnet induces 0.1 V s/rad."""
+    motor = plants.synchronous_motor()
+    rates = motor.dynamics(0, [2.0, 3.0, 0.0, np.pi / 2], [0.0, 0.0])
+    np.testing.assert_allclose(rates, [-1.9 * 2 / 0.003, -1.9 * 3 / 0.003, -1.5 * 0.1 * 2 / 1.8e-4, 0], atol=1e-9)
+    rates = motor.dynamics(0, [0.0, 0.0, 10.0, np.pi / 2], [0.0, 0.0])
+    np.testing.assert_allclose(rates, [0.1 * 10 / 0.003, 0, -0.001 * 10 / 1.8e-4, 10], atol=1e-9)
+
+
 def test_sensors_have_choices_and_say_so():
     with pytest.raises(ValueError, match="sensor must be 'angle' or 'displacement', got 'camera'"):
         plants.pendulum(sensor="camera")
