@@ -79,7 +79,7 @@ class Condition:
         rng = np.random.default_rng([seed, 1])
         noise = self.noise(setting.noise) if self.noise else setting.noise
         if self.parameter_error or self.anywhere:
-            data = self._simulate_other(setting, trajectories, steps, seed, noise, rng)
+            data = setting.at_sensor_rates(self._simulate_other(setting, trajectories, steps, seed, noise, rng))
         else:
             data = setting.simulate(trajectories, steps, seed, noise=noise)
         y = data["y"].values

@@ -64,6 +64,7 @@ SCENARIOS = {
     "stirred_tank_reactor": _stirred_tank_reactor.scenario,
     "bioreactor": _bioreactor.scenario,
     "bicycle": _bicycle.scenario,
+    "bicycle_slow_receiver": _bicycle.slow_receiver,
     "synchronous_motor": _synchronous_motor.scenario,
     "planar_quadrotor": _planar_quadrotor.scenario,
     "growth_model": _growth_model.scenario,

@@ -50,7 +50,7 @@ def bicycle(wheelbase: float = 2.7, drag: float = 0.3, cruise: float = 8.0) -> c
     )
 
 
-def scenario() -> Scenario:
+def scenario(**changed) -> Scenario:
     """Drive about for 20 s; position measured with 1 m, heading with 0.1 rad standard deviation, ten times a second."""
     return Scenario(
         bicycle(),
@@ -69,5 +69,12 @@ def scenario() -> Scenario:
         initial_cov=(5.0**2, 5.0**2, 1.0**2, 1.5**2),
         angle_states=("heading",),
         angle_outputs=("compass",),
-        description="car with satellite receiver and compass",
+        **{"description": "car with satellite receiver and compass", **changed},
+    )
+
+
+def slow_receiver() -> Scenario:
+    """Drive the same car with a receiver that measures once a second."""
+    return scenario(
+        every={"gps_east": 10, "gps_north": 10}, description="the same, position once a second, compass ten times"
     )

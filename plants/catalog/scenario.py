@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import control as ct
+import numpy as np
 import xarray as xr
 
 from plants.model import StateSpaceModel, discretize
@@ -37,6 +38,13 @@ class Scenario:
         One line for people.
     initial_mean, initial_cov : tuple, optional
         Of the starts, (nstates,) each, covariances as variances; default as in :func:`plants.simulate`.
+    every : mapping
+        ``{output: n}`` for slower sensors: measured at every n-th sample, the first included, NaN between.
+
+    Raises
+    ------
+    ValueError
+        `every` names something else than an output, or not a positive integer.
     """
 
     system: ct.InputOutputSystem
@@ -51,8 +59,16 @@ class Scenario:
     description: str = ""
     initial_mean: tuple | None = None
     initial_cov: tuple | None = None
+    every: Mapping = field(default_factory=dict)
     _model: list = field(default_factory=list, repr=False, init=False)
     _varied: list = field(default_factory=list, repr=False, init=False)
+
+    def __post_init__(self):
+        for label, n in self.every.items():
+            if label not in self.system.output_labels:
+                raise ValueError(f"every names {label!r}, which is not among the outputs {self.system.output_labels}")
+            if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+                raise ValueError(f"every[{label!r}] must be a positive integer, got {n!r}")
 
     @property
     def model(self) -> StateSpaceModel:
@@ -83,4 +99,11 @@ class Scenario:
             initial_cov=self.initial_cov,
         )
         data.attrs["time_unit"] = self.time_unit
-        return data
+        return self.at_sensor_rates(data)
+
+    def at_sensor_rates(self, data: xr.Dataset) -> xr.Dataset:
+        """Remove what slower sensors do not measure; see `every`."""
+        y = data["y"].values.copy()
+        for label, n in self.every.items():
+            y[:, np.arange(y.shape[1]) % n != 0, self.system.output_labels.index(label)] = np.nan
+        return data.assign(y=(data["y"].dims, y)) if self.every else data

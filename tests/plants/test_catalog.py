@@ -1,5 +1,7 @@
 """What the catalogue promises of every plant, and what is special about some."""
 
+from dataclasses import replace
+
 import control as ct
 import numpy as np
 import pytest
@@ -51,6 +53,20 @@ def test_reactor_has_the_published_operating_point():
     """Concentration 0.5 mol/L and 350 K with the coolant at 300 K (textbook, rounded)."""
     rates = plants.stirred_tank_reactor().dynamics(0, [0.5, 350.0], [300.0])
     assert abs(rates[0]) < 1e-3 and abs(rates[1]) < 0.2
+
+
+def test_slow_sensors_measure_at_their_own_rate():
+    slow, fast = plants.scenario("bicycle_slow_receiver"), plants.scenario("bicycle")
+    for condition in ("nominal", "wrong start", "parameters 10 %"):
+        got, full = (plants.CONDITIONS[condition].simulate(setting, 3, 25, seed=1) for setting in (slow, fast))
+        np.testing.assert_array_equal(got["x"], full["x"])
+        np.testing.assert_array_equal(got["y"][..., 2], full["y"][..., 2])
+        np.testing.assert_array_equal(got["y"][:, ::10], full["y"][:, ::10])
+        assert np.isnan(got["y"].values[:, np.arange(25) % 10 != 0, :2]).all()
+    with pytest.raises(ValueError, match="every names 'gps'"):
+        replace(slow, every={"gps": 10})
+    with pytest.raises(ValueError, match=r"every\['compass'\] must be a positive integer, got 0"):
+        replace(slow, every={"compass": 0})
 
 
 def test_motor_turns_as_published():
