@@ -1,7 +1,8 @@
 """How far estimators that were told the truth are from the best there is, which a particle filter approaches.
 
 Filters tuned and observers trained on nominal data, on 20 seeds of it; where the filters are at the limit there is
-nothing to win. "EKF, Q = R = I" was told nothing. The row of a quarter of the particles tells how far they have converged.
+nothing to win. "EKF, Q = R = I" was told nothing. The row of a quarter of the particles tells how far they have
+converged.
 
 Run: python -m tests.benchmarks.limits [PLANT ...]      (about eight minutes a plant)
 """
