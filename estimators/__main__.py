@@ -94,10 +94,15 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--mixture",
         action="store_true",
-        help="tune and train on equal parts of all conditions of the robustness table, not on nominal data",
+        help="train on equal parts of all conditions of the robustness table; filters are tuned on both",
     )
     bench.add_argument("--seed", type=int, default=0, help="seed of data and training (default: 0)")
-    bench.add_argument("--updates", type=_count, default=2500, help="rollout updates of the training (default: 2500)")
+    bench.add_argument(
+        "--updates",
+        type=_count,
+        default=2500,
+        help="rollout updates of the training, and at most so many of the correction's (default: 2500)",
+    )
     bench.add_argument(
         "--seeds",
         type=_count,
@@ -213,6 +218,8 @@ def _plot(options) -> int:
 
 def _benchmark(options) -> int:
     began, out = time.perf_counter(), Path(options.out)
+    if options.mixture and options.data:
+        raise ValueError("--mixture is of simulated data: leave out it or --data")
     check_writable(out)
     setting = as_scenario(find_plant(options.plant), options.dt, print, given_data=bool(options.data))
     data = read_data(options.data, setting.model) if options.data else None

@@ -4,6 +4,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
@@ -31,7 +32,7 @@ from plants.model import StateSpaceModel
 from plants.noise import GaussianNoise
 from plants.schema import check_measured, to_tensors, validate
 
-FORMAT = "contracting-observers LearnedCorrection 1"
+FORMAT = "contracting-observers LearnedCorrection 2"
 LARGEST = 6.0
 """Bound of the network's inputs, in standard deviations over the training data: the correction is bounded with them."""
 LEARNING_RATE = 3e-3
@@ -47,6 +48,10 @@ FILTERS = {
     )
 }
 """What `load` makes by itself."""
+
+
+class FilterLostError(ValueError):
+    """A filter diverges on all of the data: nothing can be learned from its errors."""
 
 
 class CorrectedState(NamedTuple):
@@ -230,7 +235,7 @@ class LearnedCorrection:
         signals = self._signals(estimate, u, torch.isnan(y))[:, :-1]
         kept = (torch.isfinite(target).all(-1) & torch.isfinite(signals).all(-1)).all(1)
         if not bool(kept.any()):
-            raise ValueError("the filter diverges on every trajectory: nothing can be learned from its errors")
+            raise FilterLostError("the filter diverges on every trajectory: nothing can be learned from its errors")
         return signals[kept].transpose(0, 1), target[kept].transpose(0, 1)
 
     def fit(
@@ -273,7 +278,7 @@ class LearnedCorrection:
         ------
         ValueError
             Data do not fit, are fewer than ten trajectories without `validation`, or do not tell their start;
-            settings out of range.
+            settings out of range; the filter diverges on all of them (a FilterLostError).
         FloatingPointError
             The loss is not finite; the parameters are the best before that.
         """
@@ -374,7 +379,7 @@ class LearnedCorrection:
             for name in COVARIANCES
             if (value := getattr(self.filter.noise, name)) is not None
         }
-        header = {"settings": self.settings, "plant": self._plant(), "filter": _described(self.filter)}
+        header = {"settings": self.settings, "plant": _signals_of(self.model), "filter": _described(self.filter)}
         save_safetensors(path, tensors, {"format": FORMAT, **header})
 
     @classmethod
@@ -394,7 +399,9 @@ class LearnedCorrection:
             The plant.
         filter : callable, optional
             From the model and the noise in the file to the filter that was corrected, where that was made with other
-            than default settings: ``lambda model, noise: est.ExtendedKalmanFilter(model, noise, gate=0.99)``.
+            than default settings: ``lambda model, noise: est.ExtendedKalmanFilter(model, noise, gate=0.99)``. Its kind,
+            settings and noise are compared with those in the file; not the parameters of the plant, nor the reference
+            of an ExogenousKalmanFilter, which the file does not hold.
 
         Returns
         -------
@@ -412,26 +419,39 @@ class LearnedCorrection:
                 raise ValueError(f"{path} corrects a {kind}: give filter, which makes it from the model and the noise")
             filter = FILTERS[kind]
         noise = {name: tensors[f"noise.{name}"].numpy() for name in COVARIANCES if f"noise.{name}" in tensors}
+        if header["plant"] != _signals_of(model):
+            raise ValueError(f"{path} corrects a filter of {header['plant']}, the given model is {_signals_of(model)}")
         found = cls(filter(model, GaussianNoise(**noise)), **header["settings"])
-        if header["plant"] != found._plant():
-            raise ValueError(f"{path} corrects a filter of {header['plant']}, the given model is {found._plant()}")
         if header["filter"] != (made := _described(found.filter)):
             raise ValueError(f"{path} corrects {header['filter']}, filter made {made}")
+        if any(not np.array_equal(getattr(found.filter.noise, name), value) for name, value in noise.items()):
+            raise ValueError(f"filter must take the noise it is given, which is that in {path}")
         prefix = "network."
         found.network.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
         found.centre, found.scale = tensors["centre"], tensors["scale"]
         return found
 
-    def _plant(self):
-        model = self.model
-        labels = {what: list(getattr(model, f"{what[:-1]}_labels")) for what in ("states", "inputs", "outputs")}
-        return {"dt": model.dt, **labels}
+
+def _signals_of(model: StateSpaceModel) -> dict:
+    """Return what a file remembers of the plant."""
+    labels = {what: list(getattr(model, f"{what[:-1]}_labels")) for what in ("states", "inputs", "outputs")}
+    return {"dt": model.dt, **labels}
 
 
 def _described(filter) -> dict:
-    """Kind and settings of a filter, but for what it knows of the plant."""
-    own = {k: repr(v) for k, v in vars(filter).items() if k[0] != "_" and k not in ("model", "noise", "reference")}
-    return {"kind": type(filter).__name__, **own}
+    """Kind and settings of a filter, as they come back from JSON."""
+    own = {k: v for k, v in vars(filter).items() if k[0] != "_" and k not in ("model", "noise", "reference")}
+    return {"kind": type(filter).__name__, **{name: _plain(value) for name, value in own.items()}}
+
+
+def _plain(value):
+    if isinstance(value, torch.Tensor | np.ndarray):
+        return value.tolist()
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    if isinstance(value, Real):
+        return float(value)
+    return value if value is None else str(value)
 
 
 def _deviations(cov: torch.Tensor) -> torch.Tensor:

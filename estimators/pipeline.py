@@ -14,17 +14,17 @@ from estimators.benchmark import benchmark
 from estimators.certificates.certify import certify, certify_parts
 from estimators.certificates.error_bound import ErrorBound, certify_error
 from estimators.certificates.result import Certificate
-from estimators.correction import LearnedCorrection
+from estimators.correction import FilterLostError, LearnedCorrection
 from estimators.gaussian import ExogenousKalmanFilter, ExtendedKalmanFilter, UnscentedKalmanFilter
 from estimators.gaussian.filter import GaussianFilter
 from estimators.metrics import errors
 from estimators.monte_carlo import monte_carlo
 from estimators.observer import R2DNObserver
 from estimators.run import estimate_batch
-from estimators.sources import COUNTS, STEPS, as_scenario, call_factory, find_plant, prepare, read_data
+from estimators.sources import STEPS, TUNED, TUNED_MIXTURE, as_scenario, call_factory, find_plant, prepare, read_data
 from estimators.startup import Startup
 from estimators.training import FitResult
-from plants import Scenario
+from plants import Scenario, conditions_for
 from plants.model import StateSpaceModel
 from plants.noise import GaussianNoise
 from plants.schema import cut
@@ -58,10 +58,11 @@ def compare(
     progress: bool = True,
     say: Callable[[str], None] = print,
 ) -> Comparison:
-    """Tune EKF and UKF, train an R2DN observer on the same data, compare them on test data and certify the observer.
+    """Tune EKF and UKF, train an R2DN observer, compare them on test data and certify the observer.
 
-    "R2DN+KF" is a Kalman filter linearised along the observer, with the noise that the EKF was tuned to; "EKF+R2DN" or
-    "UKF+R2DN" the filter that is better on validation data, with its errors predicted by a network.
+    All get the same trajectories, simulated or given. "R2DN+KF" is a Kalman filter linearised along the observer, with
+    the noise that the EKF was tuned to; "EKF+R2DN" or "UKF+R2DN" the filter that is better on validation data, with its
+    errors predicted by a network.
 
     Parameters
     ----------
@@ -72,10 +73,10 @@ def compare(
     seed : int
         Of data and training.
     updates : int
-        Rollout updates of the training.
+        Rollout updates of the observer's training, and at most so many of the correction's.
     mixture : bool
-        Train on equal parts of all of ``plants.CONDITIONS`` instead of on nominal data. The filters are tuned on both:
-        "EKF" and "UKF" are of nominal data, "EKF, mixture" and "UKF, mixture" of the mixture.
+        Train on equal parts of all of ``plants.CONDITIONS`` instead of on nominal data. "EKF" and "UKF", and what
+        builds on them, are tuned on nominal data all the same, "EKF, mixture" and "UKF, mixture" on the mixture.
     robustness_seeds : int
         How many datasets of each of ``plants.CONDITIONS`` the estimators are tried on; 0, and for given data: none.
     checkpoint : path-like, optional
@@ -89,14 +90,13 @@ def compare(
     -------
     Comparison
     """
+    if mixture and data is not None:
+        raise ValueError("mixture (--mixture) is of simulated data: give either it or data (--data)")
     model = setting.model
     say(repr(model))
-    if mixture and data is not None:
-        raise ValueError("mixture is of simulated data: give either data or mixture")
     datasets, noise = prepare(setting, data, seed, say, mixture)
-    nominal = setting.simulate(COUNTS["train"], STEPS, 3 * seed) if mixture else datasets["train"]
-    filters = tune_filters(model, noise, nominal, say=say)
-    mixed = tune_filters(model, noise, datasets["train"], ", mixture", say) if mixture else {}
+    filters = tune_filters(model, noise, datasets["tuning"], TUNED, say=say)
+    mixed = tune_filters(model, noise, datasets["train"], TUNED_MIXTURE, ", mixture", say) if mixture else {}
     observer, history = train_observer(
         model, datasets, seed=seed, updates=updates, checkpoint=checkpoint, progress=progress, say=say
     )
@@ -109,18 +109,25 @@ def compare(
     certificates = {name: certify(estimator, datasets["test"]) for name, estimator in estimators.items()}
     robustness = None
     if robustness_seeds and data is None:
-        robustness = monte_carlo(estimators, setting, seeds=robustness_seeds, steps=STEPS, progress=progress)
+        robustness = monte_carlo(
+            estimators, setting, conditions_for(setting), seeds=robustness_seeds, steps=STEPS, progress=progress
+        )
     return Comparison(model, datasets, estimators, history, table, certificates["R2DN"], certificates, robustness)
 
 
 def tune_filters(
-    model: StateSpaceModel, noise: GaussianNoise, data: xr.Dataset, suffix: str = "", say: Callable[[str], None] = print
+    model: StateSpaceModel,
+    noise: GaussianNoise,
+    data: xr.Dataset,
+    trajectories: int,
+    suffix: str = "",
+    say: Callable[[str], None] = print,
 ) -> dict[str, GaussianFilter]:
     """EKF and UKF, tuned on data by maximum likelihood from a first noise, ``{"EKF" + suffix: it, ...}``."""
     found = {}
     for kind, name in ((ExtendedKalmanFilter, "EKF"), (UnscentedKalmanFilter, "UKF")):
         found[name + suffix] = kind(model, noise)
-        tuned = found[name + suffix].tune(data)
+        tuned = found[name + suffix].tune(data, trajectories=trajectories)
         deviations = [np.sqrt(np.diag(c)) for c in (tuned.noise.process_cov, tuned.noise.measurement_cov)]
         say(
             f"{name}{suffix} tuned by maximum likelihood: log-likelihood {tuned.log_likelihood_before:.4f} -> "
@@ -181,12 +188,12 @@ def correct_better(
         history = corrected.fit(
             datasets["train"], datasets["validation"], updates=updates, seed=seed, progress=progress
         )
-    except (ValueError, FloatingPointError) as error:  # the other estimators are worth comparing
+    except FilterLostError as error:  # the other estimators are worth comparing
         say(f"{better}+R2DN left out: {error}")
         return {}
     say(
         f"{better}+R2DN trained: {history.wall_time:.0f} s, kept update {history.best_update} of "
-        f"{history.updates[-1]}; loss {min(history.validation_loss):.3f} of the filter's"
+        f"{history.updates[-1]}; loss {min(1.0, *history.validation_loss):.3f} of the filter's"
     )
     return {f"{better}+R2DN": corrected}
 
@@ -195,7 +202,10 @@ def _typical_error(filter, data):
     """Mean over trajectories and states of the log RMSE of filtered estimates; the states' spread for lost ones."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*diverged on")
-        estimate = estimate_batch(filter, data)
+        try:
+            estimate = estimate_batch(filter, data)
+        except (ValueError, FloatingPointError, np.linalg.LinAlgError):  # its row of the table will say so
+            return np.inf
     x = data["x"].values
     found = np.sqrt(np.square(errors(filter.model, estimate.filtered, x)).mean(1))
     found = np.where(np.isfinite(found), found, x.std((0, 1)))

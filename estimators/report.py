@@ -126,10 +126,12 @@ def write_results(result: Comparison, folder: Path, settings: dict) -> list[Path
     name, test = result.model.name, result.datasets["test"]
     paths = [folder / f"{name}_observer.safetensors", folder / f"{name}_estimates.nc"]
     result.estimators["R2DN"].save(paths[0])
+    correction = folder / f"{name}_correction.safetensors"
+    correction.unlink(missing_ok=True)  # of an earlier run, should this one have none
     for estimator in result.estimators.values():
         if isinstance(estimator, LearnedCorrection):
-            paths.append(folder / f"{name}_correction.safetensors")
-            estimator.save(paths[-1])
+            paths.append(correction)
+            estimator.save(correction)
     save_dataset(
         result.table.assign(
             x=(("trajectory", "time", "state"), test["x"].values),

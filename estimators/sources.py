@@ -22,6 +22,8 @@ STEPS = 200
 FEWEST = 20
 """A piece of data shorter than this says nothing about an observer."""
 COUNTS = {"train": 4096, "validation": 256, "test": 512}
+TUNED, TUNED_MIXTURE = 64, 256
+"""Trajectories that filters are tuned on, of one condition and of all."""
 SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
 
 
@@ -170,31 +172,26 @@ def divide(data: xr.Dataset) -> dict[str, xr.Dataset]:
 def prepare(
     setting: Scenario, data: xr.Dataset | None, seed: int, say: Callable[[str], None], mixture: bool = False
 ) -> tuple[dict[str, xr.Dataset], GaussianNoise]:
-    """Simulate training, validation and test data, or divide the given; and the noise a filter may start from.
+    """Simulate training, tuning, validation and test data, or divide the given; and the noise a filter may start from.
 
-    With `mixture` training and validation data are equal parts of all conditions; test data are nominal.
+    With `mixture` training and validation data are equal parts of all conditions; what filters are tuned on, and test
+    data, are nominal.
     """
     model = setting.model
     if data is None:
-        datasets = {}
-        for i, (name, count) in enumerate(COUNTS.items()):
-            if mixture and name != "test":
-                conditions = conditions_for(setting)
-                datasets[name] = simulate_mixture(setting, conditions, count, STEPS, seed=3 * seed + i)
-            else:
-                datasets[name] = setting.simulate(count, STEPS, seed=3 * seed + i)
+        datasets = {
+            name: simulate_mixture(setting, conditions_for(setting), count, STEPS, seed=3 * seed + i)
+            if mixture and name != "test"
+            else setting.simulate(count, STEPS, seed=3 * seed + i)
+            for i, (name, count) in enumerate(COUNTS.items())
+        }
         noise = setting.noise
-        say(
-            f"data: {'mixture of conditions' if mixture else 'nominal'}, simulated, "
-            + ", ".join(f"{count} {name}" for name, count in COUNTS.items())
-            + f" trajectories of {STEPS} samples"
-        )
+        how, unit = f"simulated, {'mixture of conditions' if mixture else 'nominal'}", "trajectories"
     else:
         datasets = divide(data)
         noise = GaussianNoise(*noise_of(datasets["train"], model))
-        say(
-            "data: given, "
-            + ", ".join(f"{part.sizes['trajectory']} {name}" for name, part in datasets.items())
-            + f" pieces of {datasets['train'].sizes['time']} samples"
-        )
+        how, unit = "given", "pieces"
+    sizes = ", ".join(f"{part.sizes['trajectory']} {name}" for name, part in datasets.items())
+    say(f"data: {how}, {sizes} {unit} of {datasets['train'].sizes['time']} samples")
+    datasets["tuning"] = setting.simulate(TUNED, STEPS, seed=3 * seed) if mixture else datasets["train"]
     return datasets, noise

@@ -14,7 +14,7 @@ from plants.model import StateSpaceModel, discretize
 from plants.noise import GaussianNoise, OutlierNoise, StudentNoise
 from plants.parameters import parameters_as_inputs
 from plants.schema import from_arrays
-from plants.simulate import draw_inputs, simulate
+from plants.simulate import DivergedError, draw_inputs, simulate
 
 
 @dataclass(frozen=True)
@@ -128,10 +128,7 @@ def varied_model(setting: Scenario) -> tuple[StateSpaceModel, np.ndarray]:
     Of a linear system the parameters are the entries of its matrices that are neither 0 nor 1 nor -1.
     """
     if not setting._varied:
-        system = setting.system
-        if isinstance(system, ct.StateSpace):
-            system = _with_entries_as_parameters(system)
-        values = {name: float(v) for name, v in system.params.items() if isinstance(v, int | float) and v}
+        system, values = _stored_values(setting)
         if not values:
             raise ValueError(
                 f"{system.name!r} stores no parameters that could be wrong: give them to control.nlsys, "
@@ -148,6 +145,16 @@ def varied_model(setting: Scenario) -> tuple[StateSpaceModel, np.ndarray]:
         )
         setting._varied.append((model, np.array(list(values.values()))))
     return setting._varied[0]
+
+
+def _stored_values(setting):
+    """System that can be given other parameters, and their values; none for transfer functions and interconnections."""
+    system = setting.system
+    if isinstance(system, ct.StateSpace):
+        system = _with_entries_as_parameters(system)
+    if not isinstance(system, ct.NonlinearIOSystem) or isinstance(system, ct.InterconnectedSystem):
+        return system, {}
+    return system, {name: float(v) for name, v in system.params.items() if isinstance(v, int | float) and v}
 
 
 def _with_entries_as_parameters(system: ct.StateSpace) -> ct.NonlinearIOSystem:
@@ -217,11 +224,8 @@ def conditions_for(setting: Scenario) -> dict[str, Condition]:
     dict
         ``{name: Condition}``.
     """
-    try:
-        varied_model(setting)
-    except ValueError:
-        return {name: condition for name, condition in CONDITIONS.items() if not condition.parameter_error}
-    return dict(CONDITIONS)
+    varied = bool(_stored_values(setting)[1])
+    return {name: condition for name, condition in CONDITIONS.items() if varied or not condition.parameter_error}
 
 
 def simulate_mixture(
@@ -257,18 +261,20 @@ def simulate_mixture(
     for name, condition in conditions.items():
         if not isinstance(condition, Condition):
             raise TypeError(f"conditions[{name!r}] must be a plants.Condition, got {type(condition).__name__}")
+    for name, value, least in (("trajectories", trajectories, 1), ("steps", steps, 1), ("seed", seed, 0)):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
     if not conditions or trajectories < len(conditions):
         raise ValueError(
             f"trajectories must be at least one for each condition, got {trajectories} for {len(conditions)} conditions"
         )
-    if any(condition.parameter_error for condition in conditions.values()):
-        varied_model(setting)
+    # each its own, or half of the trajectories would be the same motion measured in another way
+    seeds = np.random.default_rng([seed, 4]).integers(2**31, size=len(conditions)).tolist()
     parts, failed = [], ""
     for i, (name, condition) in enumerate(conditions.items()):
-        share = (trajectories + i) // len(conditions)
         try:
-            parts.append(condition.simulate(setting, share, steps, seed))
-        except ValueError as error:
+            parts.append(condition.simulate(setting, (trajectories + i) // len(conditions), steps, seeds[i]))
+        except DivergedError as error:
             failed = f"condition {name!r} is left out: {error}"
             warnings.warn(failed, stacklevel=2)
     if not parts:

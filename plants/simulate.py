@@ -13,6 +13,10 @@ from plants.noise import GaussianNoise
 from plants.schema import from_arrays
 
 
+class DivergedError(ValueError):
+    """A trajectory of a plant left the finite numbers."""
+
+
 def simulate(
     model: StateSpaceModel,
     *,
@@ -57,7 +61,7 @@ def simulate(
     Raises
     ------
     ValueError
-        Sizes do not fit, or a trajectory leaves the finite numbers (it is named).
+        Sizes do not fit, or a trajectory leaves the finite numbers (it is named; a DivergedError).
     """
     if not isinstance(model, StateSpaceModel):
         raise TypeError(f"model must be a StateSpaceModel as discretize returns, got {type(model).__name__}")
@@ -93,7 +97,7 @@ def simulate(
             x[k + 1] += w[k]
         if not bool(torch.isfinite(x[k + 1]).all()):
             which = int((~torch.isfinite(x[k + 1])).any(dim=1).nonzero()[0])
-            raise ValueError(
+            raise DivergedError(
                 f"trajectory {which} of {model.name!r}, which started at x={x[0, which].tolist()}, is not finite after "
                 f"time step {k}: from x={x[k, which].tolist()}, u={applied[k, which].tolist()}; does the plant live in "
                 "its operating_region, and does it need more substeps outside?"

@@ -8,7 +8,9 @@ from plants.noise import GaussianNoise
 from plants.signals import steps
 
 
-def bicycle(wheelbase: float = 2.7, drag: float = 0.3, cruise: float = 8.0) -> ct.NonlinearIOSystem:
+def bicycle(
+    wheelbase: float = 2.7, drag: float = 0.3, cruise: float = 8.0, *, name: str = "bicycle"
+) -> ct.NonlinearIOSystem:
     """Rear-axle kinematic model: the car goes where its front wheels point.
 
     As in R. Rajamani, "Vehicle Dynamics and Control", 2nd ed., section 2.2, referred to the rear axle; the speed
@@ -22,6 +24,8 @@ def bicycle(wheelbase: float = 2.7, drag: float = 0.3, cruise: float = 8.0) -> c
         1/s.
     cruise : float
         m/s.
+    name : str
+        Of the system.
 
     Returns
     -------
@@ -42,7 +46,7 @@ def bicycle(wheelbase: float = 2.7, drag: float = 0.3, cruise: float = 8.0) -> c
     return ct.nlsys(
         update,
         lambda t, x, u, params: [x[0], x[1], x[2]],
-        name="bicycle",
+        name=name,
         states=["east", "north", "heading", "speed"],
         inputs=["acceleration", "steering"],
         outputs=["gps_east", "gps_north", "compass"],
@@ -50,10 +54,10 @@ def bicycle(wheelbase: float = 2.7, drag: float = 0.3, cruise: float = 8.0) -> c
     )
 
 
-def scenario(**changed) -> Scenario:
+def scenario(name: str = "bicycle", **changed) -> Scenario:
     """Drive about for 20 s; position measured with 1 m, heading with 0.1 rad standard deviation, ten times a second."""
     return Scenario(
-        bicycle(),
+        bicycle(name=name),
         dt=0.1,
         operating_region={
             "east": (-100, 100),
@@ -76,5 +80,7 @@ def scenario(**changed) -> Scenario:
 def slow_receiver() -> Scenario:
     """Drive the same car with a receiver that measures once a second."""
     return scenario(
-        every={"gps_east": 10, "gps_north": 10}, description="the same, position once a second, compass ten times"
+        "bicycle_slow_receiver",
+        every={"gps_east": 10, "gps_north": 10},
+        description="the same, position once a second, compass ten times",
     )

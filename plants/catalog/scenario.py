@@ -43,8 +43,8 @@ class Scenario:
 
     Raises
     ------
-    ValueError
-        `every` names something else than an output, or not a positive integer.
+    TypeError, ValueError
+        `every` is not a mapping, or names something else than an output, or not a positive integer.
     """
 
     system: ct.InputOutputSystem
@@ -64,6 +64,8 @@ class Scenario:
     _varied: list = field(default_factory=list, repr=False, init=False)
 
     def __post_init__(self):
+        if not isinstance(self.every, Mapping):
+            raise TypeError(f"every must be a mapping {{output: n}}, got {type(self.every).__name__}")
         for label, n in self.every.items():
             if label not in self.system.output_labels:
                 raise ValueError(f"every names {label!r}, which is not among the outputs {self.system.output_labels}")

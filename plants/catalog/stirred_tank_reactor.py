@@ -68,7 +68,8 @@ def stirred_tank_reactor(
 def scenario() -> Scenario:
     """Coolant in random steps; temperature measured every 3 s with 1 K standard deviation.
 
-    No start in the region ignites the reaction, with k0 and UA right or wrong by 10 %; with both wrong by 30 % most do.
+    No start in the region ignites the reaction, with k0 and UA right or wrong by 10 %; with k0 30 % up and UA 30 % down
+    it does.
     """
     return Scenario(
         stirred_tank_reactor(),
