@@ -80,7 +80,10 @@ def test_catalogue_plant(small, tmp_path, capsys):
 def test_correction_in_the_results_is_the_one_that_was_compared(small, tmp_path, capsys):
     arguments = ["benchmark", "pendulum", "--mixture", "--out", str(tmp_path), "--updates", "5", "--seeds", "0"]
     assert main(arguments) == 0
-    assert "mixture of conditions" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "mixture of conditions, 64 train" in said
+    for name in ("EKF", "UKF", "EKF, mixture", "UKF, mixture"):
+        assert f"{name} tuned" in said
     table = xr.load_dataset(tmp_path / "pendulum_estimates.nc", engine="h5netcdf")
     (name,) = (n for n in table["estimator"].values if n.endswith("F+R2DN"))
     setting = plants.scenario("pendulum")
@@ -89,6 +92,30 @@ def test_correction_in_the_results_is_the_one_that_was_compared(small, tmp_path,
     np.testing.assert_allclose(
         again["filtered"], table["x_hat"].sel(estimator=name, kind="filtered"), rtol=0, atol=1e-9
     )
+
+
+def test_a_filter_that_is_lost_is_not_corrected_and_the_rest_goes_on(capsys):
+    setting = plants.scenario("growth_model")
+    wild = est.ExtendedKalmanFilter(setting.model, Q=[[1e-30]], R=[[1e-30]])
+    data = setting.simulate(12, 20, seed=0)
+    data = data.assign(y=data["y"] * 1e12)
+    datasets = {"train": data, "validation": data}
+    assert pipeline.correct_better({"EKF": wild}, datasets, updates=1) == {}
+    assert "EKF+R2DN left out: the filter diverges on every trajectory" in capsys.readouterr().out
+
+
+def test_the_better_filter_is_corrected_the_first_of_level_ones():
+    setting = plants.scenario("growth_model")  # whose EKF is far behind
+    filters = {
+        "EKF": est.ExtendedKalmanFilter(setting.model, setting.noise),
+        "UKF": est.UnscentedKalmanFilter(setting.model, setting.noise),
+    }
+    datasets = {name: setting.simulate(64, 40, seed) for seed, name in enumerate(("train", "validation"))}
+    assert list(pipeline.correct_better(filters, datasets, updates=1)) == ["UKF+R2DN"]
+    setting = plants.scenario("mass_spring_damper")  # where they are the same
+    filters = {name: type(filter)(setting.model, setting.noise) for name, filter in filters.items()}
+    datasets = {name: setting.simulate(64, 40, seed) for seed, name in enumerate(("train", "validation"))}
+    assert list(pipeline.correct_better(filters, datasets, updates=1)) == ["EKF+R2DN"]
 
 
 def test_report_stands_alone_and_tells_everything(small, tmp_path, capsys):
@@ -202,6 +229,7 @@ def test_a_users_own_data(small, tmp_path, capsys):
         (["pendulum", "--data", "other.csv"], "has no columns for ['angle', 'torque']"),
         (["my_plants:duffing", "--data", "absent.nc", "--dt", "0.1"], "cannot read absent.nc"),
         (["failing:plant"], "cannot import 'failing'"),
+        (["pendulum", "--mixture", "--data", "other.csv"], "--mixture is of simulated data"),
         (["pendulum", "--data", "absent.nc"], "cannot read absent.nc"),
         (["pendulum", "--data", "my_plants.py"], "cannot read my_plants.py"),
         (["pendulum", "--out", "my_plants.py"], "cannot write to the folder"),

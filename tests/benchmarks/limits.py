@@ -22,7 +22,7 @@ TRAJECTORIES, PARTICLES = 16, 8000
 
 
 def ratios(setting, found):
-    """Return RMSE over that of the particle filter, mean over states (seed, estimator, kind, phase), and how many are lost."""
+    """RMSE over the particle filter's, mean over states (seed, estimator, kind, phase); lost trajectories."""
     limit, fewer = (f"{count} particles" for count in (PARTICLES, PARTICLES // 4))
     particles = {
         name: est.ParticleFilter(setting.model, setting.noise, particles=count)

@@ -109,11 +109,33 @@ def test_files(tmp_path, for_outliers, setting):
         est.LearnedCorrection.load(path, setting.model, est.ExtendedKalmanFilter)
     with pytest.raises(ValueError, match=r"gate.*None.*filter made .*0\.9"):
         est.LearnedCorrection.load(path, setting.model, lambda *args: est.KalmanFilter(*args, gate=0.9))
-    with pytest.raises(ValueError, match="corrects a filter of"):
-        est.LearnedCorrection.load(path, setting.model.with_dt(0.05))
+    with pytest.raises(ValueError, match="must take the noise it is given"):
+        est.LearnedCorrection.load(
+            path, setting.model, lambda model, _: est.KalmanFilter(model, Q=np.eye(2), R=[[1.0]])
+        )
+    for other in (
+        setting.model.with_dt(0.05),
+        plants.scenario("pendulum").model,
+        plants.scenario("falling_body").model,
+    ):
+        with pytest.raises(ValueError, match="corrects a filter of"):
+            est.LearnedCorrection.load(path, other)
     path.write_bytes(b"nothing")
     with pytest.raises(ValueError, match="cannot read"):
         est.LearnedCorrection.load(path, setting.model)
+
+
+def test_settings_of_the_filter_are_compared_by_value(tmp_path, setting):
+    path, bounds = tmp_path / "correction.safetensors", {setting.model.state_labels[0]: (0.12341, 0.12349)}
+
+    def bounded(**settings):
+        return lambda model, noise: est.UnscentedKalmanFilter(model, noise, **settings)
+
+    est.LearnedCorrection(bounded(bounds=bounds, gate=0.99)(setting.model, setting.noise)).save(path)
+    est.LearnedCorrection.load(path, setting.model, bounded(bounds=bounds, gate=np.float64(0.99), alpha=1))
+    nearly = {setting.model.state_labels[0]: (0.12340, 0.12349)}
+    with pytest.raises(ValueError, match="filter made"):
+        est.LearnedCorrection.load(path, setting.model, bounded(bounds=nearly, gate=0.99))
 
 
 def test_files_of_filters_that_need_more_than_noise(tmp_path):
@@ -161,5 +183,9 @@ def test_bad_input_is_named(setting):
         corrected.fit(few.drop_vars("initial_mean"), few)
     with pytest.raises(ValueError, match="states"):
         corrected.fit(few.drop_vars("x"), few)
+    wild = est.ExtendedKalmanFilter(plants.scenario("growth_model").model, Q=[[1e-30]], R=[[1e-30]])
+    far = plants.scenario("growth_model").simulate(12, 20, seed=0)
+    with pytest.raises(ValueError, match="diverges on every trajectory"):
+        est.LearnedCorrection(wild).fit(far.assign(y=far["y"] * 1e12), updates=1)
     with pytest.raises(ValueError, match="P0 is missing"):
         corrected.init([0.0, 0.0])
