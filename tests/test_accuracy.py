@@ -5,8 +5,7 @@ import functools
 import numpy as np
 import pytest
 
-from estimators.pipeline import compare
-from tests.benchmarks.accuracy import CASES, from_random_start, mean_square_ratio
+from tests.benchmarks.accuracy import CASES, from_random_start, mean_square_ratio, trained
 
 pytestmark = pytest.mark.slow
 
@@ -18,7 +17,7 @@ def steady(table):
 
 @functools.cache
 def run(name):
-    return compare(CASES[name](), progress=False, say=lambda text: None)
+    return trained(CASES[name]())
 
 
 @pytest.fixture(params=["mass_spring_damper", "pendulum", "van_der_pol"])
@@ -34,7 +33,7 @@ def test_settled_observer_is_within_a_tenth_of_the_better_filter_in_every_state(
 
 def test_trained_observer_is_proved_contracting_at_its_rate(nominal):
     assert nominal.certificate.verdict == "proved"
-    assert nominal.certificate.bound <= nominal.estimators["R2DN"].contraction_rate
+    assert nominal.certificate.bound <= nominal.observer.contraction_rate
 
 
 def test_filters_are_near_their_own_expectation_after_tuning(nominal):
