@@ -76,7 +76,8 @@ def compare(
         Rollout updates of the observer's training, and at most so many of the correction's.
     mixture : bool
         Train on equal parts of all of ``plants.CONDITIONS`` instead of on nominal data. "EKF" and "UKF", and what
-        builds on them, are tuned on nominal data all the same, "EKF, mixture" and "UKF, mixture" on the mixture.
+        builds on them, are tuned on nominal data all the same; "EKF, mixture" and "UKF, mixture" have the noise that
+        the EKF is tuned to on the mixture.
     robustness_seeds : int
         How many datasets of each of ``plants.CONDITIONS`` the estimators are tried on; 0, and for given data: none.
     checkpoint : path-like, optional
@@ -95,8 +96,13 @@ def compare(
     model = setting.model
     say(repr(model))
     datasets, noise = prepare(setting, data, seed, say, mixture)
-    filters = tune_filters(model, noise, datasets["tuning"], TUNED, say=say)
-    mixed = tune_filters(model, noise, datasets["train"], TUNED_MIXTURE, ", mixture", say) if mixture else {}
+    filters = tune_filters(model, noise, datasets["tuning"], say)
+    mixed = {}
+    if mixture:  # once: it takes longest of all, and both see the same innovations but for what is nonlinear
+        tuned = _tune_and_tell(
+            ExtendedKalmanFilter(model, noise), "EKF, mixture", datasets["train"], TUNED_MIXTURE, say
+        ).noise
+        mixed = {f"{name}, mixture": type(filter)(model, tuned) for name, filter in filters.items()}
     observer, history = train_observer(
         model, datasets, seed=seed, updates=updates, checkpoint=checkpoint, progress=progress, say=say
     )
@@ -119,22 +125,24 @@ def tune_filters(
     model: StateSpaceModel,
     noise: GaussianNoise,
     data: xr.Dataset,
-    trajectories: int,
-    suffix: str = "",
     say: Callable[[str], None] = print,
 ) -> dict[str, GaussianFilter]:
-    """EKF and UKF, tuned on data by maximum likelihood from a first noise, ``{"EKF" + suffix: it, ...}``."""
-    found = {}
-    for kind, name in ((ExtendedKalmanFilter, "EKF"), (UnscentedKalmanFilter, "UKF")):
-        found[name + suffix] = kind(model, noise)
-        tuned = found[name + suffix].tune(data, trajectories=trajectories)
-        deviations = [np.sqrt(np.diag(c)) for c in (tuned.noise.process_cov, tuned.noise.measurement_cov)]
-        say(
-            f"{name}{suffix} tuned by maximum likelihood: log-likelihood {tuned.log_likelihood_before:.4f} -> "
-            f"{tuned.log_likelihood:.4f} a sample; process noise {_numbers(deviations[0])}, "
-            f"measurement noise {_numbers(deviations[1])} (standard deviations)"
-        )
+    """EKF and UKF, tuned on data by maximum likelihood from a first noise, ``{"EKF": it, "UKF": it}``."""
+    found = {"EKF": ExtendedKalmanFilter(model, noise), "UKF": UnscentedKalmanFilter(model, noise)}
+    for name, filter in found.items():
+        _tune_and_tell(filter, name, data, TUNED, say)
     return found
+
+
+def _tune_and_tell(filter, name, data, trajectories, say):
+    tuned = filter.tune(data, trajectories=trajectories)
+    deviations = [np.sqrt(np.diag(c)) for c in (tuned.noise.process_cov, tuned.noise.measurement_cov)]
+    say(
+        f"{name} tuned by maximum likelihood: log-likelihood {tuned.log_likelihood_before:.4f} -> "
+        f"{tuned.log_likelihood:.4f} a sample; process noise {_numbers(deviations[0])}, "
+        f"measurement noise {_numbers(deviations[1])} (standard deviations)"
+    )
+    return tuned
 
 
 def train_observer(

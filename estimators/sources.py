@@ -22,7 +22,7 @@ STEPS = 200
 FEWEST = 20
 """A piece of data shorter than this says nothing about an observer."""
 COUNTS = {"train": 4096, "validation": 256, "test": 512}
-TUNED, TUNED_MIXTURE = 64, 256
+TUNED, TUNED_MIXTURE = 64, 128
 """Trajectories that filters are tuned on, of one condition and of all."""
 SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
 

@@ -15,7 +15,7 @@ import estimators as est
 import plants
 from estimators.pipeline import train_observer, tune_filters
 from estimators.report import format_table
-from estimators.sources import STEPS, TUNED, prepare
+from estimators.sources import STEPS, prepare
 
 
 def outliers(setting):
@@ -52,7 +52,7 @@ def trained(setting):
     """Tuned filters and a trained observer with their scores and the observer's certificate."""
     model = setting.model
     datasets, noise = prepare(setting, None, 0, print)
-    filters = tune_filters(model, noise, datasets["tuning"], TUNED)
+    filters = tune_filters(model, noise, datasets["tuning"])
     observer, _ = train_observer(model, datasets, seed=0, updates=2500, checkpoint=None, progress=False, say=print)
     table = est.benchmark({"R2DN": observer, **filters}, datasets["test"])
     return Case(model, datasets, observer, table, est.certify(observer, datasets["test"]))

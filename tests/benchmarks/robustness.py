@@ -15,12 +15,12 @@ import numpy as np
 import estimators as est
 import plants
 from estimators.pipeline import correct_better
-from estimators.sources import STEPS, TUNED_MIXTURE, prepare
+from estimators.sources import STEPS, prepare
 from tests.benchmarks.accuracy import LEFT_OUT
 
 SEEDS = 20
 COMPARED = "R2DN", "filter+R2DN", "gated"
-GATE = 0.999
+GATE, TUNED = 0.999, 256
 LOST = 0.05
 """An estimator that loses more of its trajectories is not compared: its error is that on the easy ones."""
 
@@ -37,7 +37,7 @@ def estimators_of(setting, mixture):
     better = type(corrected.filter)
     compared = {"R2DN": observer, "filter+R2DN": corrected, "gated": better(model, noise, gate=GATE)}
     if mixture:
-        tuned = better(model, noise).tune(datasets["train"], trajectories=TUNED_MIXTURE).noise
+        tuned = better(model, noise).tune(datasets["train"], trajectories=TUNED).noise
         filters |= {f"{name}, mixture": type(filter)(model, tuned) for name, filter in filters.items()}
     return compared, filters, seconds
 
