@@ -85,7 +85,7 @@ class LearnedCorrection:
     keeps what is best on validation data, the filter included.
 
     The filter does not see the network, so whatever the training did, they are a cascade: two runs of the network on
-    the same signals of the filter approach each other at the certified rate (:func:`estimators.certify`), and c is
+    the same signals of the filter approach each other at the certified rate (``certify(corrected.network)``), and c is
     bounded, since its inputs are. Whether the whole forgets its start is up to the filter.
 
     Parameters
@@ -409,9 +409,13 @@ class LearnedCorrection:
 
         Raises
         ------
-        ValueError
+        TypeError, ValueError
             Unreadable, damaged or foreign file, another plant, or another kind of filter.
         """
+        if not isinstance(model, StateSpaceModel):
+            raise TypeError(f"model must be a StateSpaceModel as plants.discretize returns, got {type(model).__name__}")
+        if filter is not None and not callable(filter):
+            raise TypeError(f"filter must be a function of model and noise that makes it, got {type(filter).__name__}")
         tensors, header = load_safetensors(path, FORMAT)
         kind = header["filter"]["kind"]
         if filter is None:

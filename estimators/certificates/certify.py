@@ -47,7 +47,8 @@ def certify(subject, dataset: xr.Dataset | None = None, *, region: Mapping | Non
       rate that this metric is proved for. An observer's or network's evidence also holds the smallest rate in any
       metric (see :func:`refine`), and its `gains`.
     - **NetworkObserver**: its network.
-    - **LearnedCorrection**: its network; with `dataset` the evidence says what is known of its filter.
+    - **LearnedCorrection**: its filter, as below, since it forgets what the filter forgets; the evidence holds what is
+      proved of its network.
     - **Luenberger observer or Kalman filter of a linear plant**: the same for its closed loop; of a Kalman filter, in
       its steady state.
     - **LipschitzNetwork**: its Lipschitz constant.
@@ -117,13 +118,10 @@ def certify(subject, dataset: xr.Dataset | None = None, *, region: Mapping | Non
             certificate.evidence["correctness residual (RMS per state)"] = correctness_residual(subject, dataset)
         return certificate
     if isinstance(subject, LearnedCorrection):
-        certificate = _recurrent(subject.network)
-        certificate.evidence["holds"] = (
-            "for the network behind the filter; the filter forgets its start or not by itself"
+        certificate, network = certify(subject.filter, dataset), _recurrent(subject.network)
+        certificate.evidence["network behind the filter"] = (
+            f"{network.property}: {network.verdict}, {network.bound:.6f} a step for the same signals of the filter"
         )
-        if dataset is not None:
-            theirs = certify(subject.filter, dataset)
-            certificate.evidence["filter"] = f"{theirs.property}: {theirs.verdict}"
         return certificate
     if isinstance(subject, LuenbergerObserver | KalmanFilter) and subject.model.matrices is not None:
         return _linear(subject)

@@ -71,9 +71,8 @@ def test_it_leaves_an_optimal_filter_alone(setting):
 
 def test_network_is_proved_contracting_and_forgets(for_outliers, setting):
     _, corrected, _ = for_outliers
-    certificate = est.certify(corrected, setting.simulate(4, 40, seed=2))
+    certificate = est.certify(corrected.network)
     assert certificate.verdict == "proved"
-    assert "filter" in certificate.evidence
     _, u, y = plants.to_tensors(setting.simulate(1, 40, seed=2))
     start = corrected.init(np.zeros(2), np.eye(2))
     other = start._replace(z=start.z + 1.0)
@@ -84,6 +83,23 @@ def test_network_is_proved_contracting_and_forgets(for_outliers, setting):
         start, _ = corrected.step(start, u[0, k], y[0, k])
         other, _ = corrected.step(other, u[0, k], y[0, k])
     assert (np.array(distance) <= distance[0] * certificate.bound ** np.arange(40) * (1 + 1e-9)).all()
+
+
+def test_what_is_certified_of_the_whole_is_what_is_of_its_filter():
+    """The network's proof is not one of the whole: it is in the evidence."""
+    for name, verdict in (("pendulum", "sampled"), ("mass_spring_damper", "proved")):
+        setting = plants.scenario(name)
+        linear = setting.model.matrices is not None
+        filter = (est.KalmanFilter if linear else est.ExtendedKalmanFilter)(setting.model, setting.noise)
+        corrected, data = est.LearnedCorrection(filter, nfeedback=4, hidden=(8,)), setting.simulate(4, 60, seed=2)
+        whole, own = est.certify(corrected, data), est.certify(filter, data)
+        assert (whole.verdict, whole.bound) == (own.verdict, own.bound)
+        assert whole.verdict == verdict
+        assert "proved" in whole.evidence["network behind the filter"]
+    with pytest.raises(ValueError, match="give a dataset"):
+        est.certify(
+            est.LearnedCorrection(est.ExtendedKalmanFilter(plants.scenario("pendulum").model, Q=np.eye(2), R=[[1]]))
+        )
 
 
 def test_correction_of_an_absurd_measurement_is_bounded(for_outliers, setting):
