@@ -96,12 +96,11 @@ def compare(
     model = setting.model
     say(repr(model))
     datasets, noise = prepare(setting, data, seed, say, mixture)
-    filters = tune_filters(model, noise, datasets["tuning"], say)
+    filters = tune_filters(model, noise, datasets["tuning"], progress, say)
     mixed = {}
     if mixture:  # once: it takes longest of all, and both see the same innovations but for what is nonlinear
-        tuned = _tune_and_tell(
-            ExtendedKalmanFilter(model, noise), "EKF, mixture", datasets["train"], TUNED_MIXTURE, say
-        ).noise
+        first = ExtendedKalmanFilter(model, noise)
+        tuned = _tune_and_tell(first, "EKF, mixture", datasets["train"], TUNED_MIXTURE, progress, say).noise
         mixed = {f"{name}, mixture": type(filter)(model, tuned) for name, filter in filters.items()}
     observer, history = train_observer(
         model, datasets, seed=seed, updates=updates, checkpoint=checkpoint, progress=progress, say=say
@@ -125,17 +124,18 @@ def tune_filters(
     model: StateSpaceModel,
     noise: GaussianNoise,
     data: xr.Dataset,
+    progress: bool = False,
     say: Callable[[str], None] = print,
 ) -> dict[str, GaussianFilter]:
     """EKF and UKF, tuned on data by maximum likelihood from a first noise, ``{"EKF": it, "UKF": it}``."""
     found = {"EKF": ExtendedKalmanFilter(model, noise), "UKF": UnscentedKalmanFilter(model, noise)}
     for name, filter in found.items():
-        _tune_and_tell(filter, name, data, TUNED, say)
+        _tune_and_tell(filter, name, data, TUNED, progress, say)
     return found
 
 
-def _tune_and_tell(filter, name, data, trajectories, say):
-    tuned = filter.tune(data, trajectories=trajectories)
+def _tune_and_tell(filter, name, data, trajectories, progress, say):
+    tuned = filter.tune(data, trajectories=trajectories, progress=progress)
     deviations = [np.sqrt(np.diag(c)) for c in (tuned.noise.process_cov, tuned.noise.measurement_cov)]
     say(
         f"{name} tuned by maximum likelihood: log-likelihood {tuned.log_likelihood_before:.4f} -> "

@@ -10,6 +10,7 @@ import pandas as pd
 import scipy.optimize
 import torch
 import xarray as xr
+from tqdm.auto import tqdm
 
 from plants.arrays import as_covariance, as_tensor, covariance_factor
 from plants.model import StateSpaceModel
@@ -68,6 +69,7 @@ def tune(
     trajectories: int = 64,
     steps: int | None = None,
     P0=None,
+    progress: bool = False,
 ) -> TuneResult:
     """Fit Q and R, and where asked the start and parameters of the plant, by maximum likelihood of the innovations.
 
@@ -94,6 +96,8 @@ def tune(
         How many samples of each, the first ones. Default: all.
     P0 : array_like, optional
         Covariance of the starts; default ``initial_cov`` of the dataset.
+    progress : bool
+        Count the batches of filter runs; how many it takes is not known before.
 
     Returns
     -------
@@ -153,6 +157,7 @@ def tune(
             values.append(-estimate.log_likelihood.sum(dim=(1, 2)).numpy())
         values = np.concatenate(values)
         history.append(len(values))
+        bar.update()
         return np.where(np.isfinite(values), values, 1e6 * y.shape[0] * y.shape[1])
 
     samples, count = max(1, int((~torch.isnan(y)).any(dim=-1).sum())), unknowns.count
@@ -174,6 +179,7 @@ def tune(
             options={"maxiter": iterations, "ftol": 1e-10, "gtol": 1e-6},
         )
 
+    bar = tqdm(desc=f"tuning {type(estimator).__name__}", unit="batch", disable=not progress)
     before = negative_log_likelihood(np.zeros((1, count)))[0] / samples
     # where to start is settled on the beginning of the records
     short = min(y.shape[1], BEGINNING)
@@ -183,6 +189,7 @@ def tune(
     errors = _standard_errors(negative_log_likelihood, point, unknowns)
     point = _bounded_from_above(negative_log_likelihood, point, errors, unknowns)
     after = negative_log_likelihood(point[None])[0] / samples
+    bar.close()
     result = unknowns.result(point, errors, -after, -before, len(history))
     asked = [name for name in result.table.index if name in unknowns.parameters or name.startswith("initial")]
     unknown = [name for name in asked if np.isnan(result.table.loc[name, "standard_error"])]
