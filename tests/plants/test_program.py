@@ -37,7 +37,8 @@ def test_values_and_derivatives_equal_autograd(data):
             max_size=12,
         )
     )
-    point = [data.draw(st.floats(-1.5, 1.5)) for _ in range(3)]
+    # nearer to zero autograd's own sums cancel: arctan2(x, x) + x at 3e-134 has derivative 1 and is given 0
+    point = [round(data.draw(st.floats(-1.5, 1.5)), 3) for _ in range(3)]
 
     def grow(values, use):
         for name, i, j in plan:
