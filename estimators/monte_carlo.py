@@ -11,7 +11,7 @@ from estimators.base import Estimator
 from estimators.benchmark import KINDS, PHASES, check_same_plant, rmse_by_phase, step_time
 from estimators.run import estimate_batch
 from plants.catalog.scenario import Scenario
-from plants.conditions import CONDITIONS, Condition
+from plants.conditions import CONDITIONS, Condition, check_conditions
 
 
 def monte_carlo(
@@ -68,11 +68,7 @@ def monte_carlo(
     for name, value in (("seeds", seeds), ("trajectories", trajectories), ("steps", steps)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a positive integer, got {value!r}")
-    for name, condition in conditions.items():
-        if not isinstance(condition, Condition):
-            raise TypeError(f"conditions[{name!r}] must be a plants.Condition, got {type(condition).__name__}")
-    if not conditions:
-        raise ValueError("conditions is empty: give {name: Condition}")
+    check_conditions(conditions)
     model = setting.model
     check_same_plant(estimators, model)
     transient = steps * model.dt / 3 if transient is None else transient

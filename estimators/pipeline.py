@@ -186,7 +186,7 @@ def correct_better(
 ) -> dict[str, LearnedCorrection]:
     """Learn the correction of the filter that is better on validation data, ``{"EKF+R2DN": it}``.
 
-    Nothing, and a line that tells why, where the filter is lost on all of the data.
+    Nothing, and a line that tells why, where the filter is lost on all of the data or the training diverges.
     """
     typical = {name: _typical_error(filter, datasets["validation"]) for name, filter in filters.items()}
     # the first of those that are level within a percent
@@ -196,7 +196,7 @@ def correct_better(
         history = corrected.fit(
             datasets["train"], datasets["validation"], updates=updates, seed=seed, progress=progress
         )
-    except FilterLostError as error:  # the other estimators are worth comparing
+    except (FilterLostError, FloatingPointError) as error:  # the other estimators are worth comparing
         say(f"{better}+R2DN left out: {error}")
         return {}
     say(

@@ -228,6 +228,17 @@ def conditions_for(setting: Scenario) -> dict[str, Condition]:
     return {name: condition for name, condition in CONDITIONS.items() if varied or not condition.parameter_error}
 
 
+def check_conditions(conditions: Mapping[str, Condition]) -> None:
+    """Raise TypeError or ValueError unless it is ``{name: Condition}`` and holds one."""
+    if not isinstance(conditions, Mapping):
+        raise TypeError(f"conditions must be a mapping {{name: Condition}}, got {type(conditions).__name__}")
+    for name, condition in conditions.items():
+        if not isinstance(condition, Condition):
+            raise TypeError(f"conditions[{name!r}] must be a plants.Condition, got {type(condition).__name__}")
+    if not conditions:
+        raise ValueError("conditions is empty: give {name: Condition}")
+
+
 def simulate_mixture(
     setting: Scenario, conditions: Mapping[str, Condition], trajectories: int, steps: int, seed: int
 ) -> xr.Dataset:
@@ -258,13 +269,13 @@ def simulate_mixture(
         No conditions, or something else among them; fewer trajectories than conditions; a parameter error for a
         plant that stores no parameters; no condition is left.
     """
-    for name, condition in conditions.items():
-        if not isinstance(condition, Condition):
-            raise TypeError(f"conditions[{name!r}] must be a plants.Condition, got {type(condition).__name__}")
+    if not isinstance(setting, Scenario):
+        raise TypeError(f"setting must be a plants.Scenario, got {type(setting).__name__}")
+    check_conditions(conditions)
     for name, value, least in (("trajectories", trajectories, 1), ("steps", steps, 1), ("seed", seed, 0)):
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
             raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
-    if not conditions or trajectories < len(conditions):
+    if trajectories < len(conditions):
         raise ValueError(
             f"trajectories must be at least one for each condition, got {trajectories} for {len(conditions)} conditions"
         )

@@ -4,7 +4,7 @@ Trained on nominal data, the filters told its noise, on 20 seeds of it; where th
 nothing to win. "EKF, Q = R = I" was told nothing. The row of a quarter of the particles tells how far they have
 converged.
 
-Run: python -m tests.benchmarks.limits [PLANT ...]      (about eight minutes a plant)
+Run: python -m tests.benchmarks.limits [PLANT ...]      (a plant takes five to fifteen minutes on one core)
 """
 
 import sys

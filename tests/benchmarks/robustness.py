@@ -4,7 +4,7 @@ Trained on nominal data, or with --mixture on equal parts of every condition. EK
 nominal data; with --mixture two more are told what the better of them was tuned to on the mixture, and the best of all
 four, under each condition and in each phase and state, is what the others are compared with.
 
-Run: python -m tests.benchmarks.robustness [--mixture] [NAME ...]   (a plant takes six to eight minutes on one core)
+Run: python -m tests.benchmarks.robustness [--mixture] [NAME ...]   (a plant takes ten to fifteen minutes on one core)
 """
 
 import sys

@@ -72,8 +72,12 @@ class TestConditions:
     def test_bad_mixtures_are_named(self, setting):
         with pytest.raises(ValueError, match="at least one for each condition, got 3 for 8 conditions"):
             plants.simulate_mixture(setting, plants.CONDITIONS, 3, 30, seed=0)
-        with pytest.raises(ValueError, match="got 3 for 0 conditions"):
+        with pytest.raises(ValueError, match="conditions is empty"):
             plants.simulate_mixture(setting, {}, 3, 30, seed=0)
+        with pytest.raises(TypeError, match=r"conditions must be a mapping \{name: Condition\}, got list"):
+            plants.simulate_mixture(setting, ["nominal"], 8, 30, seed=0)
+        with pytest.raises(TypeError, match=r"setting must be a plants\.Scenario, got StateSpaceModel"):
+            plants.simulate_mixture(setting.model, plants.CONDITIONS, 8, 30, seed=0)
         with pytest.raises(TypeError, match=r"conditions\['a'\] must be a plants.Condition, got float"):
             plants.simulate_mixture(setting, {"a": 0.1}, 3, 30, seed=0)
         for name, value in (("seed", -1), ("steps", 0), ("trajectories", 8.0)):
